@@ -1,0 +1,780 @@
+"""Train ResNet18 on CIFAR-10 with an LR finder and OneCycle, and see what it looks at.
+
+Read it from top to bottom, in the order in which the data flows:
+
+    1. Configuration   Config, get_config
+    2. Data            RandomCrop, RandomHorizontalFlip, CutOut, get_transforms, get_dataloaders
+    3. Training        show_summary, find_lr, train, test, fit_one_cycle
+    4. Plots           plot_samples, plot_history, plot_confusion_matrix
+    5. Explanation     get_misclassified, plot_misclassified, plot_gradcam
+"""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchinfo
+import torchvision
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from sklearn.datasets import load_digits
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import TqdmExperimentalWarning, tqdm
+
+with warnings.catch_warnings():  # on import, it warns that it may draw widgets; find_lr forbids it
+    warnings.simplefilter("ignore", TqdmExperimentalWarning)
+    import torch_lr_finder
+
+# --------------------------------------------------------------------------------------------------
+# 1. Configuration: every number that shapes a run
+# --------------------------------------------------------------------------------------------------
+
+PROFILES = {
+    "full": {},  # the defaults of Config
+    "quick": {
+        "dataset": "handwritten digits",
+        "classes": tuple("0123456789"),
+        "mean": (0.3053, 0.3053, 0.3053),
+        "std": (0.3420, 0.3420, 0.3420),
+        "epochs": 3,
+        "batch_size": 32,
+        "train_images": 1024,
+        "lr_finder_steps": 40,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hold the hyper-parameters, the device and the paths of one run; ValueError if one is bad."""
+
+    profile: str
+    device: torch.device
+    data_dir: Path
+    output_dir: Path  # where every figure is saved
+    dataset: str = "CIFAR-10"
+    classes: tuple[str, ...] = (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    )
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)  # of all training pixels, white being 1
+    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)  # 0.20 would be the mean over images
+    seed: int = 0
+    epochs: int = 20
+    batch_size: int = 512
+    train_images: int | None = None  # use only the first so many; None: all
+    crop_padding: int = 4
+    cutout_size: int = 16
+    label_smoothing: float = 0.1
+    momentum: float = 0.9  # constant: OneCycle moves the learning rate only
+    weight_decay: float = 5e-4
+    warmup_fraction: float = 0.2  # of all steps: max_lr / 25 up to max_lr; then down to almost 0
+    lr_finder_steps: int = 300
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "train_images", "lr_finder_steps"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+        for name in ("crop_padding", "cutout_size"):
+            if not 0 <= getattr(self, name) < 32:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be 0 to 31 pixels.")
+
+    @property
+    def caveat(self) -> str:
+        """What every figure must say of this run; nothing if it is the real one."""
+        if self.profile == "quick":
+            return f"quick profile: {self.dataset}, not CIFAR-10"
+        return f"trained on {self.train_images:,} images only" if self.train_images else ""
+
+
+def get_config(profile: str | None = None, **overrides) -> Config:
+    """Choose a profile, apply overrides, seed PyTorch, and say what will run on what.
+
+    profile: "full" (CIFAR-10) or "quick" (scikit-learn's digits). Without it, the environment
+    variable S11_PROFILE decides; without that, "full" where there is an accelerator. overrides: any
+    field of Config. S11_DATA_DIR and S11_OUTPUT_DIR move the two folders.
+
+    Raises ValueError for an unknown profile or a bad value, TypeError for an unknown setting.
+    """
+    accelerator = torch.accelerator.is_available()
+    device = torch.accelerator.current_accelerator() if accelerator else "cpu"
+    profile = profile or os.environ.get("S11_PROFILE") or ("full" if accelerator else "quick")
+    if profile not in PROFILES:
+        raise ValueError(f"There is no profile {profile!r}: choose 'full' or 'quick'.")
+    if unknown := overrides.keys() - {field.name for field in fields(Config)}:
+        raise TypeError(f"Config has no {', '.join(unknown)}: see the fields of utils.Config.")
+    settings = {
+        "profile": profile,
+        "device": device,
+        "data_dir": os.environ.get("S11_DATA_DIR") or "data",
+        "output_dir": os.environ.get("S11_OUTPUT_DIR") or f"outputs/{profile}",
+        **PROFILES[profile],
+        **overrides,
+    }
+    for name, kind in (("device", torch.device), ("data_dir", Path), ("output_dir", Path)):
+        settings[name] = kind(settings[name])
+    config = Config(**settings)
+    torch.manual_seed(config.seed)
+    _announce(config)
+    return config
+
+
+def _announce(config: Config):
+    on_gpu = config.device.type == "cuda"
+    if config.profile == "quick":
+        print("*** QUICK PROFILE: handwritten digits, NOT CIFAR-10. The numbers are no result. ***")
+        print("The real run needs a GPU, which selects it by itself, or S11_PROFILE=full.")
+    if "google.colab" in sys.modules and not on_gpu:
+        print("This Colab has no GPU: Runtime > Change runtime type > T4 GPU, then run all again.")
+    name = torch.cuda.get_device_name(config.device) if on_gpu else config.device.type.upper()
+    precision = _autocast(config.device).get("dtype", torch.float32)
+    print(
+        f"{config.dataset}, {config.epochs} epochs, batches of {config.batch_size}, "
+        f"on {name} in {str(precision).removeprefix('torch.')} (PyTorch {torch.__version__})"
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# 2. Data: images live on the device as uint8, and whole batches are augmented there at once
+# --------------------------------------------------------------------------------------------------
+
+
+class RandomCrop:
+    """Pad every image by reflection and cut a random window out of it, another one for each.
+
+    Maps (N, C, H, W), any dtype and device, to (N, C, size, size); all offsets are equally likely.
+    """
+
+    def __init__(self, size: int = 32, padding: int = 4, generator: torch.Generator | None = None):
+        self.size, self.padding, self.generator = size, padding, generator
+
+    def __call__(self, images: Tensor) -> Tensor:
+        n, channels, *sides = images.shape
+        windows = _draw_windows(images, self.size, self.padding, self.generator)
+        # Indexing whole pixels needs no padded copy: positions outside are mirrored at the border.
+        rows, columns = (
+            (side - 1) - (side - 1 - window.abs()).abs()
+            for side, window in zip(sides, windows, strict=True)
+        )
+        pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
+        crops = pixels.index_select(0, _pixel_index(images, rows, columns))
+        return crops.view(n, self.size, self.size, channels).permute(0, 3, 1, 2)
+
+
+class RandomHorizontalFlip:
+    """Mirror every image with probability p: (N, C, H, W) to the same, any dtype and device."""
+
+    def __init__(self, p: float = 0.5, generator: torch.Generator | None = None):
+        self.p, self.generator = p, generator
+
+    def __call__(self, images: Tensor) -> Tensor:
+        draws = torch.rand(len(images), 1, 1, 1, generator=self.generator, device=images.device)
+        return torch.where(draws < self.p, images.flip(3), images)
+
+
+class CutOut:
+    """Fill a random square in every image (DeVries & Taylor, 2017, arXiv:1708.04552).
+
+    Maps (N, C, H, W), any dtype and device, to the same. The square of size x size pixels lies
+    wholly inside the image. The fill of 0 is the mean of the data once it is normalised.
+    """
+
+    def __init__(self, size: int = 16, fill: float = 0, generator: torch.Generator | None = None):
+        self.size, self.fill, self.generator = size, fill, generator
+
+    def __call__(self, images: Tensor) -> Tensor:
+        n, channels, height, width = images.shape
+        rows, columns = _draw_windows(images, self.size, 0, self.generator)
+        pixels = images.permute(0, 2, 3, 1).reshape(-1, channels).clone()
+        pixels.index_fill_(0, _pixel_index(images, rows, columns), self.fill)
+        return pixels.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Normalize:
+    """Scale uint8 images (N, 3, size, size) to float32 of mean 0 and standard deviation 1.
+
+    mean and std are those of the data per channel, white being 1.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device="cpu", size: int = 32):
+        # A value per pixel instead of per channel: on a CPU, such long runs are five times faster.
+        self.mean, self.std = (
+            torch.tensor(values, device=device).mul(255).repeat(size, size, 1).permute(2, 0, 1)
+            for values in (mean, std)
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.float().sub_(self.mean).div_(self.std)
+
+
+def _draw_windows(images: Tensor, size: int, margin: int, generator) -> list[Tensor]:
+    """Draw a window per image, up to margin pixels outside of it: rows (N, size), columns alike."""
+    window = torch.arange(size, device=images.device)
+    draw = partial(torch.randint, -margin, generator=generator, device=images.device)
+    return [
+        draw(high=side + margin - size + 1, size=(len(images), 1)) + window
+        for side in images.shape[2:]
+    ]
+
+
+def _pixel_index(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Number the pixels at each image's rows and columns in the (N * H * W) pixels of all."""
+    n, _, height, width = images.shape
+    first = torch.arange(0, n * height * width, height * width, device=images.device)
+    return (first.view(n, 1, 1) + width * rows[:, :, None] + columns[:, None, :]).flatten()
+
+
+def get_transforms(config: Config) -> tuple[Callable, Callable]:
+    """Return the transforms for training and for testing, both from uint8 to float32 batches."""
+    normalize = Normalize(config.mean, config.std, config.device)
+    augment = [
+        RandomCrop(32, config.crop_padding),
+        RandomHorizontalFlip(),  # an extra: the assignment asks for the crop and for CutOut
+        normalize,
+        CutOut(config.cutout_size),
+    ]
+    return torchvision.transforms.Compose(augment), normalize
+
+
+class DeviceDataset(Dataset):
+    """Hold images on the device and transform whole batches: no workers, no copies, no PIL.
+
+    images: uint8 (N, 32, 32, 3); labels: integers (N,). A DataLoader fetches a whole batch by
+    __getitems__: float32 images (B, 3, 32, 32), in channels_last format because they are stored
+    that way, and int64 labels (B,). Raises ValueError for a label outside 0..num_classes - 1.
+    """
+
+    def __init__(self, images, labels, transform: Callable, num_classes: int = 10, device="cpu"):
+        self.images = torch.as_tensor(images, device=device)
+        self.labels = torch.as_tensor(labels, dtype=torch.int64, device=device)
+        self.transform = transform
+        for label in self.labels[(self.labels < 0) | (self.labels >= num_classes)].tolist():
+            raise ValueError(
+                f"There is a label {label}, but labels must be 0 to {num_classes - 1}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        indices = torch.as_tensor(indices, device=self.images.device)
+        images = self.images.index_select(0, indices).permute(0, 3, 1, 2)
+        return self.transform(images), self.labels.index_select(0, indices)
+
+
+def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
+    """Return the training loader, shuffled and augmented, and the test loader, neither of them.
+
+    Raises ValueError for a batch size above the number of training images, FileNotFoundError when
+    CIFAR-10 is not in config.data_dir and cannot be downloaded.
+    """
+    load = _load_digits if config.profile == "quick" else _load_cifar10
+    (train_images, train_labels), test_data = load(config)
+    train_data = train_images[: config.train_images], train_labels[: config.train_images]
+    if config.batch_size > len(train_data[0]):
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but there are only {len(train_data[0])} training "
+            f"images: choose a smaller batch_size."
+        )
+    train_set, test_set = (
+        DeviceDataset(*data, transform, len(config.classes), config.device)
+        for data, transform in zip((train_data, test_data), get_transforms(config), strict=True)
+    )
+    # A dataset's answer is a batch already, so there is nothing to collate: tuple passes it on.
+    train_loader = DataLoader(train_set, config.batch_size, shuffle=True, collate_fn=tuple)
+    test_loader = DataLoader(test_set, config.batch_size, collate_fn=tuple)
+    print(
+        f"{len(train_set):,} training images in {len(train_loader)} batches, "
+        f"{len(test_set):,} test images"
+    )
+    return train_loader, test_loader
+
+
+def _load_cifar10(config: Config):
+    """Return images and labels for training and for testing, downloaded and checked if needed."""
+    load = partial(torchvision.datasets.CIFAR10, config.data_dir, download=True)
+    try:
+        return [(part.data, part.targets) for part in (load(train=True), load(train=False))]
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"CIFAR-10 is not in {config.data_dir} and could not be downloaded ({error}): connect "
+            f"to the network, or set S11_DATA_DIR to the folder that holds cifar-10-batches-py."
+        ) from error
+
+
+def _load_digits(_):
+    """Return scikit-learn's 8 x 8 digits as 32 x 32 RGB images, a fifth of them for testing."""
+    digits = load_digits()
+    images = torch.tensor(digits.images * (255 / 16), dtype=torch.float32)[:, None]
+    images = F.interpolate(images, size=(32, 32), mode="bilinear").to(torch.uint8)
+    images = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
+    )
+    return (train_images, train_labels), (test_images, test_labels)
+
+
+# --------------------------------------------------------------------------------------------------
+# 3. Training
+# --------------------------------------------------------------------------------------------------
+
+
+def show_summary(model: nn.Module):
+    """Print the layers of a model for one 32 x 32 RGB image, its parameters and multiply-adds."""
+    columns = ("input_size", "kernel_size", "output_size", "num_params", "trainable")
+    summary = torchinfo.summary(model, (1, 3, 32, 32), col_names=columns, verbose=0)
+    print(re.sub(r"\(Units\.(\w)\w*\)", r"(\1)", str(summary)))  # "(Units.MEGABYTES)" is "(M)"
+
+
+def _autocast(device: torch.device) -> dict:
+    """Return torch.autocast's arguments: bfloat16 where it is native, else float16; CPU float32."""
+    if device.type != "cuda":
+        return {"device_type": device.type, "enabled": False}
+    native = torch.cuda.get_device_capability(device) >= (8, 0)  # a T4 only emulates bfloat16
+    return {"device_type": "cuda", "dtype": torch.bfloat16 if native else torch.float16}
+
+
+def _get_scaler(device: torch.device) -> torch.amp.GradScaler:
+    """Return the loss scaler that float16 needs; its default of 65536 would skip the first steps."""
+    enabled = _autocast(device).get("dtype") == torch.float16
+    return torch.amp.GradScaler(device.type, init_scale=1024, enabled=enabled)
+
+
+def _get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.SGD:
+    """Return SGD with Nesterov momentum, without weight decay on BatchNorm and biases."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others}]
+    return torch.optim.SGD(groups, lr, config.momentum, nesterov=True, fused=True)
+
+
+def _progress_bar(iterable: Iterable, **options) -> tqdm:
+    # Plain text, since GitHub shows no widgets; on stdout, since notebooks paint stderr red.
+    return tqdm(iterable, **{"file": sys.stdout, "mininterval": 1, **options})
+
+
+def find_lr(
+    model: nn.Module,
+    train_loader: DataLoader,
+    config: Config,
+    start_lr: float = 1e-3,
+    end_lr: float = 10.0,
+) -> float:
+    """Draw the loss while the learning rate grows, and return the peak to use with OneCycle.
+
+    The learning-rate range test (Smith, 2015, arXiv:1506.01186), by torch-lr-finder, trains for
+    config.lr_finder_steps batches. Afterwards weights, buffers, mode and random state are restored.
+
+    Raises ValueError when the loss diverges too early to suggest anything.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    finder = torch_lr_finder.LRFinder(
+        model.to(memory_format=torch.channels_last),
+        _get_optimizer(model, start_lr, config),
+        nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+        amp_backend="torch",
+        amp_config=_autocast(device),
+        grad_scaler=_get_scaler(device),
+    )
+    bar = partial(_progress_bar, desc="LR finder", file=sys.stdout)
+    with (
+        torch.random.fork_rng(),
+        mock.patch.object(torch_lr_finder.lr_finder, "tqdm", bar),
+        contextlib.redirect_stdout(io.StringIO()),  # it would advise to call its own plot()
+    ):
+        # No smoothing here: it would lag behind the learning rate, and that of suggest_lr does not.
+        finder.range_test(train_loader, None, start_lr, end_lr, config.lr_finder_steps, smooth_f=0)
+    finder.reset()
+    model.train(training)
+    lrs, losses = finder.history["lr"], finder.history["loss"]
+    max_lr, smoothed = suggest_lr(lrs, losses)
+    _plot_lr_finder(lrs, losses, smoothed, max_lr, config)
+    return max_lr
+
+
+def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np.ndarray]:
+    """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
+
+    It lies halfway, on the logarithmic axis, between the learning rate where the loss falls fastest,
+    which is timid, and the one where it is lowest, which is the last before it rises.
+
+    Raises ValueError when the loss rises from the start, so that there is nothing to suggest.
+    """
+    finite = np.isfinite(losses)
+    count = len(losses) if finite.all() else int(finite.argmin())
+    steps = np.arange(count)
+    weights = np.exp(-0.5 * ((steps[:, None] - steps) / max(1, count / 40)) ** 2)
+    smoothed = weights @ np.asarray(losses[:count]) / weights.sum(axis=1)
+    lowest = smoothed.argmin() if count else 0
+    if lowest < 5:
+        raise ValueError(
+            f"The loss only rises after step {lowest} of the LR finder's {len(lrs)}, too early to "
+            f"suggest a learning rate: start below {lrs[0]:.2g}, or check the data and labels."
+        )
+    steepest = np.gradient(smoothed)[: lowest + 1].argmin()
+    return float(np.sqrt(lrs[steepest] * lrs[lowest])), smoothed
+
+
+def train(
+    model: nn.Module,
+    train_loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler,
+    config: Config,
+) -> tuple[float, float]:
+    """Train for one epoch; step the scheduler after every batch.
+
+    Returns the mean cross-entropy per image (without label smoothing, so that it compares with the
+    test loss) and the accuracy in %, both of the augmented images as they passed.
+    """
+    device = next(model.parameters()).device
+    loss_sum, correct = torch.zeros(2, device=device)
+    count = 0
+    model.train()
+    with _progress_bar(train_loader, desc="Train") as bar:
+        for images, labels in bar:
+            images, labels = images.to(device), labels.to(device)
+            with torch.autocast(**_autocast(device)):
+                logits = model(images)
+            logits = logits.float()
+            loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scheduler.step()
+            # The sums stay on the device: reading one in every step would make the GPU wait.
+            loss_sum += F.cross_entropy(logits.detach(), labels, reduction="sum")
+            correct += (logits.argmax(1) == labels).sum()
+            count += len(labels)
+        loss, accuracy = loss_sum.item() / count, 100 * correct.item() / count
+        bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
+    return loss, accuracy
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loader: DataLoader) -> tuple[Tensor, Tensor]:
+    """Return logits, float32 (N, num_classes), and labels (N,) in the loader's order."""
+    device = next(model.parameters()).device
+    model.eval()
+    logits, labels = [], []
+    for images, batch_labels in loader:
+        with torch.autocast(**_autocast(device)):
+            logits.append(model(images.to(device)).float())
+        labels.append(batch_labels.to(device))
+    return torch.cat(logits), torch.cat(labels)
+
+
+def test(model: nn.Module, test_loader: DataLoader) -> tuple[float, float]:
+    """Evaluate in one pass; return the mean cross-entropy per image and the accuracy in %."""
+    logits, labels = predict(model, test_loader)
+    loss = F.cross_entropy(logits, labels).item()
+    correct, count = (logits.argmax(1) == labels).sum().item(), len(labels)
+    accuracy = 100 * correct / count
+    print(f"Test set: Average loss: {loss:.4f}, Accuracy: {correct}/{count} ({accuracy:.2f}%)")
+    return loss, accuracy
+
+
+def fit_one_cycle(
+    model: nn.Module,
+    train_loader: DataLoader,
+    test_loader: DataLoader,
+    max_lr: float,
+    config: Config,
+) -> dict[str, list[float]]:
+    """Train with the 1cycle policy (Smith & Topin, 2017, arXiv:1708.07120), and test every epoch.
+
+    Returns the history: per epoch train_loss, train_accuracy, test_loss, test_accuracy and seconds
+    (of training alone), and lr per step. Losses are means over images, accuracies are in %.
+    """
+    torch.manual_seed(config.seed)
+    optimizer = _get_optimizer(model.to(memory_format=torch.channels_last), max_lr, config)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr,
+        total_steps=config.epochs * len(train_loader),
+        pct_start=config.warmup_fraction,
+        cycle_momentum=False,
+    )
+    scaler = _get_scaler(config.device)
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
+    history = {name: [] for name in names}
+    group = optimizer.param_groups[0]
+    optimizer.register_step_pre_hook(lambda *_: history["lr"].append(group["lr"]))
+    for epoch in range(config.epochs):
+        print(f"Epoch {epoch + 1}")
+        start = time.perf_counter()
+        scores = train(model, train_loader, optimizer, scheduler, scaler, config)
+        seconds = time.perf_counter() - start
+        for name, value in zip(names, (*scores, *test(model, test_loader), seconds), strict=False):
+            history[name].append(value)
+    return history
+
+
+# --------------------------------------------------------------------------------------------------
+# 4. Plots: saved in config.output_dir, and shown in a notebook
+# --------------------------------------------------------------------------------------------------
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito: colour-blind
+STYLE = {
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",  # opaque: legible on a dark page too
+    "savefig.dpi": 120,
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def _show(figure: plt.Figure, title: str, name: str, config: Config):
+    """Title a figure, adding what is to be known of the run; save it as a PNG file and show it."""
+    figure.suptitle(f"{title}\n({config.caveat})" if config.caveat else title, fontsize=13)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    path = config.output_dir / f"{name}.png"
+    figure.savefig(path)
+    if "inline" in plt.get_backend():
+        plt.show()
+    else:  # in a terminal: a window would only hold up the run
+        print(f"Figure saved: {path}")
+    plt.close(figure)
+
+
+def _show_images(
+    pictures, titles: Sequence[str], columns: int, title: str, name: str, config: Config
+):
+    """Draw pictures, each an image or a pair of image and heat map, in rows of so many columns."""
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    lines = 1 + max(heading.count("\n") for heading in titles)
+    width = min(11 / columns, 2.2)
+    size = max(columns * width, 6), rows * (width + 0.18 * lines) + 0.6
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, heading in zip(axes.flat, pictures, titles, strict=False):
+        image, heat = picture if isinstance(picture, tuple) else (picture, None)
+        axis.imshow(image)
+        if heat is not None:
+            axis.imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
+        axis.set_title(heading)
+    _show(figure, title, name, config)
+
+
+def denormalize(images: Tensor, config: Config) -> np.ndarray:
+    """Turn normalised images (N, 3, H, W) into pictures (N, H, W, 3), float32 from 0 to 1."""
+    mean, std = torch.tensor([config.mean, config.std], device=images.device)
+    return (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1).cpu().numpy()
+
+
+@plt.rc_context(STYLE)
+def _plot_lr_finder(lrs, losses, smoothed, max_lr: float, config: Config):
+    figure, axis = plt.subplots(figsize=(8, 4))
+    axis.plot(lrs, losses, ".", color=GREY, label="loss of one batch")
+    axis.plot(lrs[: len(smoothed)], smoothed, color=BLUE, label="smoothed")
+    axis.axvline(max_lr, color=ORANGE, linestyle="--", label=f"chosen: {max_lr:.2g}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
+    axis.set_ylim(0.9 * min(losses), 1.5 * losses[0])
+    axis.legend()
+    _show(figure, f"LR finder: OneCycle may peak at {max_lr:.2g}", "lr_finder", config)
+
+
+@plt.rc_context(STYLE)
+def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
+    """Draw the first training images as they are, and below augmented as in training."""
+    dataset = train_loader.dataset
+    images = dataset.images[:count]
+    with torch.random.fork_rng():  # looking at images must not change the run
+        augmented = denormalize(dataset.transform(images.permute(0, 3, 1, 2)), config)
+    names = [config.classes[label] for label in dataset.labels[:count].tolist()]
+    title = "Training images, and the same cropped, flipped and cut out"
+    pictures = [*images.cpu().numpy(), *augmented]
+    _show_images(pictures, names * 2, len(names), title, "samples", config)
+
+
+@plt.rc_context(STYLE)
+def plot_history(history: dict[str, list[float]], config: Config):
+    """Draw loss and accuracy of training and of test per epoch, and the learning rate per step."""
+    figure, (*panels, lr_axis) = plt.subplots(1, 3, figsize=(12, 4))
+    epochs = np.arange(1, len(history["test_loss"]) + 1)
+    for axis, name, unit, find_best in (
+        (panels[0], "loss", "mean cross-entropy per image", np.argmin),
+        (panels[1], "accuracy", "accuracy (%)", np.argmax),
+    ):
+        values = history[f"test_{name}"]
+        best = find_best(values)
+        axis.plot(epochs, history[f"train_{name}"], "--", color=ORANGE, label="train (augmented)")
+        axis.plot(epochs, values, color=BLUE, label="test")
+        label = f"best test: {values[best]:.4g} in epoch {epochs[best]}"
+        axis.plot(epochs[best], values[best], "o", color=BLUE, label=label)
+        axis.set(title=f"{name.capitalize()}, train and test", xlabel="epoch", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend()
+    peak = np.argmax(history["lr"])
+    lr_axis.plot(history["lr"], color=GREEN)
+    lr_axis.plot(peak, history["lr"][peak], "o", color=GREEN, label=f"{history['lr'][peak]:.3g}")
+    lr_axis.set(title="Learning rate: OneCycle", xlabel="step", ylabel="learning rate")
+    lr_axis.legend(title="peak")
+    title = f"Test accuracy after epoch {epochs[-1]}: {history['test_accuracy'][-1]:.2f} %"
+    _show(figure, title, "history", config)
+
+
+@plt.rc_context(STYLE)
+def plot_confusion_matrix(model: nn.Module, test_loader: DataLoader, config: Config):
+    """Draw the number of test images per true and predicted class, and the accuracy per class."""
+    logits, labels = predict(model, test_loader)
+    matrix = confusion_matrix(
+        labels.cpu(), logits.argmax(1).cpu(), labels=range(len(config.classes))
+    )
+    names = [
+        f"{name} {accuracy:.1f} %"
+        for name, accuracy in zip(config.classes, get_class_accuracy(matrix), strict=True)
+    ]
+    figure, axis = plt.subplots(figsize=(8.5, 7.5))
+    display = ConfusionMatrixDisplay(matrix, display_labels=config.classes)
+    display.plot(ax=axis, cmap="Blues", colorbar=False, xticks_rotation=45)
+    axis.set(xlabel="predicted class", ylabel="true class, and its accuracy", yticklabels=names)
+    mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
+    pairs = np.triu(mistakes + mistakes.T)
+    first, second = (config.classes[i] for i in np.unravel_index(pairs.argmax(), pairs.shape))
+    title = f"{first.capitalize()} and {second} are mixed up most: {pairs.max()} of {pairs.sum()} mistakes"
+    _show(figure, title if pairs.any() else "Not one mistake", "confusion_matrix", config)
+
+
+def get_class_accuracy(matrix: np.ndarray) -> np.ndarray:
+    """Return the accuracy per class in % of a confusion matrix (true, predicted); NaN if empty."""
+    totals = matrix.sum(axis=1)
+    return 100 * np.divide(matrix.diagonal(), totals, out=totals * np.nan, where=totals > 0)
+
+
+# --------------------------------------------------------------------------------------------------
+# 5. Explanation: what the network got wrong, and where it looked
+# --------------------------------------------------------------------------------------------------
+
+
+class Misclassified(NamedTuple):
+    """Hold the misclassified images of a test set, sorted by falling loss."""
+
+    images: Tensor  # float32 (M, 3, 32, 32), normalised
+    labels: Tensor  # int64 (M,): the true classes
+    predictions: Tensor  # int64 (M,)
+    probabilities: Tensor  # float32 (M,), of the predicted classes
+    losses: Tensor  # float32 (M,), cross-entropy
+    indices: Tensor  # int64 (M,), the position in the test set
+
+
+def get_misclassified(model: nn.Module, test_loader: DataLoader) -> Misclassified:
+    """Collect all images that the model gets wrong, the surest mistake first."""
+    logits, labels = predict(model, test_loader)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    probabilities, predictions = logits.softmax(1).max(1)
+    order = losses.argsort(descending=True)
+    wrong = order[(predictions != labels)[order]]
+    print(f"{len(wrong)} of {len(labels):,} test images are misclassified")
+    images = torch.cat([images for images, _ in test_loader]).to(wrong.device)
+    columns = (images, labels, predictions, probabilities, losses)
+    return Misclassified(*(column[wrong] for column in columns), wrong)
+
+
+def _take_first(misclassified: Misclassified, count: int) -> Misclassified | None:
+    """Return the first of them; None, and a sentence, when there is not a single one."""
+    if len(misclassified.images):
+        return Misclassified(*(column[:count] for column in misclassified))
+    return print("The model made no mistake: there are no misclassified images to show.")
+
+
+@plt.rc_context(STYLE)
+def plot_misclassified(misclassified: Misclassified, config: Config, count: int = 10):
+    """Draw the first misclassified images with predicted class, its probability, and true class."""
+    if not (shown := _take_first(misclassified, count)):
+        return
+    titles = [
+        f"predicted {config.classes[prediction]} ({probability:.0%})\ntrue {config.classes[label]}"
+        for label, prediction, probability in zip(*(c.tolist() for c in shown[1:4]), strict=True)
+    ]
+    title = f"The {len(titles)} surest of {len(misclassified.images)} mistakes on the test images"
+    _show_images(denormalize(shown.images, config), titles, 5, title, "misclassified", config)
+
+
+def get_map_size(model: nn.Module, layer: nn.Module) -> tuple[int, int]:
+    """Return height and width of the maps that a layer of the model makes of a 32 x 32 image.
+
+    Raises ValueError when the layer is not in the model, or makes no maps.
+    """
+    layers = torchinfo.summary(model, (1, 3, 32, 32), depth=9, verbose=0).summary_list
+    for info in layers:
+        if info.module is layer and len(info.output_size) == 4:
+            return tuple(info.output_size[2:])
+    raise ValueError("This layer is not in the model, or makes no maps: try model.layer3[-1].")
+
+
+@plt.rc_context(STYLE)
+def plot_gradcam(
+    model: nn.Module,
+    misclassified: Misclassified,
+    config: Config,
+    target_layer: nn.Module,
+    count: int = 10,
+):
+    """Draw where the network looked at the first misclassified images, for predicted and true class.
+
+    GradCAM (Selvaraju et al., 2016, arXiv:1610.02391) is grad-cam's. Raises ValueError when
+    target_layer is not in the model, or when its maps have less than 5 pixels on a side.
+    """
+    height, width = get_map_size(model, target_layer)
+    if min(height, width) < 5:
+        raise ValueError(
+            f"The maps of target_layer are only {height} x {width} pixels: choose an earlier layer, "
+            f"as model.layer3[-1], whose maps are 8 x 8."
+        )
+    if not (shown := _take_first(misclassified, count)):
+        return
+    training = model.training
+    with GradCAM(model, [target_layer]) as cam:  # a target per image, else only the first counts
+        predicted_maps, true_maps = (
+            cam(shown.images, [ClassifierOutputTarget(label) for label in labels.tolist()])
+            for labels in (shown.predictions, shown.labels)
+        )
+    model.train(training)
+    pictures, titles = [], []
+    for image, predicted_map, true_map, prediction, label in zip(
+        denormalize(shown.images, config),
+        predicted_maps,
+        true_maps,
+        shown.predictions.tolist(),
+        shown.labels.tolist(),
+        strict=True,
+    ):
+        pictures += [image, (image, predicted_map), (image, true_map)]
+        titles += [
+            "image",
+            f"predicted: {config.classes[prediction]}",
+            f"true: {config.classes[label]}",
+        ]
+    title = f"GradCAM, {height} x {width} pixels: what speaks for the predicted, what for the true class"
+    _show_images(pictures, titles, 6, title, "gradcam", config)
