@@ -16,7 +16,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -51,12 +51,13 @@ PROFILES = {
     "quick": {
         "dataset": "handwritten digits",
         "classes": tuple("0123456789"),
-        "mean": (0.3053, 0.3053, 0.3053),
-        "std": (0.3420, 0.3420, 0.3420),
+        "mean": (0.304, 0.304, 0.304),
+        "std": (0.3232, 0.3232, 0.3232),
         "epochs": 3,
         "batch_size": 32,
         "train_images": 1024,
-        "lr_finder_steps": 40,
+        "cutout_size": 8,  # 16 would hide most of a digit
+        "lr_finder_steps": 30,
     },
 }
 
@@ -344,7 +345,7 @@ def _load_digits(_):
 def show_summary(model: nn.Module):
     """Print the layers of a model for one 32 x 32 RGB image, its parameters and multiply-adds."""
     columns = ("input_size", "kernel_size", "output_size", "num_params", "trainable")
-    summary = torchinfo.summary(model, (1, 3, 32, 32), col_names=columns, verbose=0)
+    summary = torchinfo.summary(model, (1, 3, 32, 32), col_names=columns, col_width=16, verbose=0)
     print(re.sub(r"\(Units\.(\w)\w*\)", r"(\1)", str(summary)))  # "(Units.MEGABYTES)" is "(M)"
 
 
@@ -357,7 +358,7 @@ def _autocast(device: torch.device) -> dict:
 
 
 def _get_scaler(device: torch.device) -> torch.amp.GradScaler:
-    """Return the loss scaler that float16 needs; its default of 65536 would skip the first steps."""
+    """Return the loss scaler for float16; its default of 65536 would skip the first steps."""
     enabled = _autocast(device).get("dtype") == torch.float16
     return torch.amp.GradScaler(device.type, init_scale=1024, enabled=enabled)
 
@@ -370,9 +371,9 @@ def _get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.S
     return torch.optim.SGD(groups, lr, config.momentum, nesterov=True, fused=True)
 
 
-def _progress_bar(iterable: Iterable, **options) -> tqdm:
+def _progress_bar(*args, **options) -> tqdm:
     # Plain text, since GitHub shows no widgets; on stdout, since notebooks paint stderr red.
-    return tqdm(iterable, **{"file": sys.stdout, "mininterval": 1, **options})
+    return tqdm(*args, **{"file": sys.stdout, "mininterval": 1, **options})
 
 
 def find_lr(
@@ -418,7 +419,7 @@ def find_lr(
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np.ndarray]:
     """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
 
-    It lies halfway, on the logarithmic axis, between the learning rate where the loss falls fastest,
+    On the logarithmic axis, it lies halfway between the learning rate where the loss falls fastest,
     which is timid, and the one where it is lowest, which is the last before it rises.
 
     Raises ValueError when the loss rises from the start, so that there is nothing to suggest.
@@ -455,8 +456,8 @@ def train(
     loss_sum, correct = torch.zeros(2, device=device)
     count = 0
     model.train()
-    with _progress_bar(train_loader, desc="Train") as bar:
-        for images, labels in bar:
+    with _progress_bar(total=len(train_loader), desc="Train") as bar:
+        for images, labels in train_loader:
             images, labels = images.to(device), labels.to(device)
             with torch.autocast(**_autocast(device)):
                 logits = model(images)
@@ -471,6 +472,7 @@ def train(
             loss_sum += F.cross_entropy(logits.detach(), labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
             count += len(labels)
+            bar.update()
         loss, accuracy = loss_sum.item() / count, 100 * correct.item() / count
         bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
     return loss, accuracy
@@ -579,7 +581,7 @@ def _show_images(
         axis.axis("off")
     for axis, picture, heading in zip(axes.flat, pictures, titles, strict=False):
         image, heat = picture if isinstance(picture, tuple) else (picture, None)
-        axis.imshow(image)
+        axis.imshow(image, interpolation="nearest")
         if heat is not None:
             axis.imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
         axis.set_title(heading)
@@ -662,8 +664,9 @@ def plot_confusion_matrix(model: nn.Module, test_loader: DataLoader, config: Con
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
     pairs = np.triu(mistakes + mistakes.T)
     first, second = (config.classes[i] for i in np.unravel_index(pairs.argmax(), pairs.shape))
-    title = f"{first.capitalize()} and {second} are mixed up most: {pairs.max()} of {pairs.sum()} mistakes"
-    _show(figure, title if pairs.any() else "Not one mistake", "confusion_matrix", config)
+    finding = f"{first} and {second} are mixed up most: {pairs.max()} of {pairs.sum()} mistakes"
+    title = finding[0].upper() + finding[1:] if pairs.any() else "Not one mistake"
+    _show(figure, title, "confusion_matrix", config)
 
 
 def get_class_accuracy(matrix: np.ndarray) -> np.ndarray:
@@ -741,7 +744,7 @@ def plot_gradcam(
     target_layer: nn.Module,
     count: int = 10,
 ):
-    """Draw where the network looked at the first misclassified images, for predicted and true class.
+    """Draw where the network looked in the first mistakes, for the predicted and the true class.
 
     GradCAM (Selvaraju et al., 2016, arXiv:1610.02391) is grad-cam's. Raises ValueError when
     target_layer is not in the model, or when its maps have less than 5 pixels on a side.
@@ -749,32 +752,22 @@ def plot_gradcam(
     height, width = get_map_size(model, target_layer)
     if min(height, width) < 5:
         raise ValueError(
-            f"The maps of target_layer are only {height} x {width} pixels: choose an earlier layer, "
-            f"as model.layer3[-1], whose maps are 8 x 8."
+            f"The maps of target_layer are only {height} x {width} pixels, less than 5: choose an "
+            f"earlier layer, as model.layer3[-1], whose maps are 8 x 8."
         )
     if not (shown := _take_first(misclassified, count)):
         return
     training = model.training
-    with GradCAM(model, [target_layer]) as cam:  # a target per image, else only the first counts
-        predicted_maps, true_maps = (
-            cam(shown.images, [ClassifierOutputTarget(label) for label in labels.tolist()])
-            for labels in (shown.predictions, shown.labels)
-        )
+    targets = shown.predictions.tolist(), shown.labels.tolist()
+    with GradCAM(model, [target_layer]) as cam:  # one target per image, or only the first counts
+        maps = [cam(shown.images, [ClassifierOutputTarget(i) for i in row]) for row in targets]
     model.train(training)
+    names = [[config.classes[i] for i in row] for row in targets]
     pictures, titles = [], []
-    for image, predicted_map, true_map, prediction, label in zip(
-        denormalize(shown.images, config),
-        predicted_maps,
-        true_maps,
-        shown.predictions.tolist(),
-        shown.labels.tolist(),
-        strict=True,
+    for image, heat, true_heat, name, true_name in zip(
+        denormalize(shown.images, config), *maps, *names, strict=True
     ):
-        pictures += [image, (image, predicted_map), (image, true_map)]
-        titles += [
-            "image",
-            f"predicted: {config.classes[prediction]}",
-            f"true: {config.classes[label]}",
-        ]
-    title = f"GradCAM, {height} x {width} pixels: what speaks for the predicted, what for the true class"
+        pictures += [image, (image, heat), (image, true_heat)]
+        titles += ["image", f"predicted: {name}", f"true: {true_name}"]
+    title = f"GradCAM ({height} x {width} pixels): what speaks for predicted and for true class"
     _show_images(pictures, titles, 6, title, "gradcam", config)

@@ -1,0 +1,305 @@
+"""LR finder, OneCycle, one epoch of training, one pass of testing."""
+
+import copy
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+import utils
+
+
+def state(model):
+    return copy.deepcopy(model.state_dict())
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+# Losses and accuracies
+
+
+@pytest.mark.parametrize("batch_size", [7, 10, 32])
+def test_test_is_the_mean_over_images_whatever_the_batches(model, make_loader, batch_size, capsys):
+    torch.manual_seed(1)
+    images, labels = torch.randn(25, 3, 32, 32), torch.randint(0, 10, (25,))
+    loss, accuracy = utils.test(model, make_loader(images, labels, batch_size))
+    with torch.no_grad():
+        logits = model.eval()(images)
+    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    correct = (logits.argmax(1) == labels).sum().item()
+    assert accuracy == pytest.approx(100 * correct / 25)
+    line = f"Test set: Average loss: {loss:.4f}, Accuracy: {correct}/25 ({accuracy:.2f}%)\n"
+    assert capsys.readouterr().out == line
+
+
+@pytest.mark.parametrize("batch_size", [7, 10, 25])
+def test_train_reports_the_mean_over_images_whatever_the_batches(
+    model, config, make_loader, batch_size
+):
+    torch.manual_seed(1)
+    images, labels = torch.randn(25, 3, 32, 32), torch.randint(0, 10, (25,))
+    loader = make_loader(images, labels, batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # so that the model stays as it is
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    scaler = utils._get_scaler(config.device)
+    loss, accuracy = utils.train(model, loader, optimizer, scheduler, scaler, config)
+    with torch.no_grad():
+        logits = torch.cat([model.train()(batch) for batch in images.split(batch_size)])
+    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert accuracy == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+
+
+def test_train_steps_the_scheduler_after_every_batch(model, config, loaders):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    scaler = utils._get_scaler(config.device)
+    utils.train(model, loaders[0], optimizer, scheduler, scaler, config)
+    assert scheduler.last_epoch == len(loaders[0]) == 3
+
+
+def test_train_optimises_the_smoothed_loss(model, config, make_loader):
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1)
+    scaler = utils._get_scaler(config.device)
+    utils.train(model, make_loader(images, labels, 16), optimizer, scheduler, scaler, config)
+    F.cross_entropy(twin(images), labels, label_smoothing=config.label_smoothing).backward()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q - 0.1 * q.grad)
+
+
+def test_no_reading_from_the_device_in_the_loop():
+    source = inspect.getsource(utils.train)
+    loop = source[source.index("for images, labels in") : source.index("loss, accuracy =")]
+    assert ".item()" not in loop
+    assert ".tolist()" not in loop
+    assert ".cpu()" not in loop
+
+
+def test_weight_decay_spares_batchnorm_and_biases(model, config):
+    decayed, spared = utils._get_optimizer(model, 0.1, config).param_groups
+    assert decayed["weight_decay"] == config.weight_decay > 0
+    assert spared["weight_decay"] == 0
+    assert {id(p) for p in spared["params"]} == {
+        id(p) for name, p in model.named_parameters() if name.endswith("bias") or name == "1.weight"
+    }
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in (decayed, spared))
+
+
+# OneCycle
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Collect (learning rate, momentum) of every step that any SGD makes."""
+    made, step = [], torch.optim.SGD.step
+
+    def noting_step(self, *args, **kwargs):
+        made.append((self.param_groups[0]["lr"], self.param_groups[0]["momentum"]))
+        return step(self, *args, **kwargs)
+
+    noting_step.hooked = True  # or torch would wrap it, and run the hooks twice
+    monkeypatch.setattr(torch.optim.SGD, "step", noting_step)
+    return made
+
+
+def test_learning_rate_follows_one_cycle_per_step(model, config, loaders, steps):
+    history = utils.fit_one_cycle(model, *loaders, 0.05, config)
+    used, momenta = zip(*steps, strict=True)
+    assert len(used) == config.epochs * len(loaders[0]) == 6
+    assert history["lr"] == list(used), "the history shows the learning rates used"
+    assert set(momenta) == {0.9}, "momentum is not cycled"
+    assert min(used) >= 0
+    assert used[0] == pytest.approx(0.05 / 25)
+    assert used[-1] < used[0] / 100
+
+
+def test_learning_rate_reaches_its_peak_after_the_warm_up(model, make_config):
+    config = make_config(epochs=10, batch_size=32, train_images=64)
+    history = utils.fit_one_cycle(model, *utils.get_dataloaders(config), 0.05, config)
+    assert max(history["lr"]) == pytest.approx(0.05)
+    assert np.argmax(history["lr"]) == 3  # 20 % of 20 steps, counted from 0
+    rising, falling = np.diff(history["lr"][:4]), np.diff(history["lr"][3:])
+    assert (rising > 0).all()
+    assert (falling < 0).all()
+
+
+def test_history_is_complete_and_plain(model, config, loaders, capsys):
+    history = utils.fit_one_cycle(model, *loaders, 0.05, config)
+    per_epoch = {"train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"}
+    assert history.keys() == per_epoch | {"lr"}
+    assert all(len(history[name]) == 2 for name in per_epoch)
+    assert all(type(value) is float for values in history.values() for value in values)
+    printed = capsys.readouterr().out
+    assert printed.count("Test set: Average loss: ") == 2
+    assert f"({history['test_accuracy'][-1]:.2f}%)" in printed.splitlines()[-1], "the last is shown"
+    assert "Loss=" in printed
+    assert "3/3" in printed
+
+
+def test_last_test_score_belongs_to_the_returned_model(model, config, loaders):
+    history = utils.fit_one_cycle(model, *loaders, 0.05, config)
+    loss, accuracy = utils.test(model, loaders[1])
+    assert (loss, accuracy) == (history["test_loss"][-1], history["test_accuracy"][-1])
+
+
+def test_running_it_twice_just_trains_again(model, config, loaders):
+    first = utils.fit_one_cycle(model, *loaders, 0.05, config)
+    before = state(model)
+    second = utils.fit_one_cycle(model, *loaders, 0.05, config)
+    assert second["lr"] == first["lr"]
+    assert second["train_loss"][0] < first["train_loss"][0], "it goes on from its weights"
+    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_same_seed_same_run_and_another_seed_another(config, make_config, model):
+    runs = []
+    for seed in (0, 0, 1):
+        config = make_config(epochs=2, batch_size=32, train_images=80, seed=seed)
+        loaders = utils.get_dataloaders(config)
+        twin = copy.deepcopy(model)
+        history = utils.fit_one_cycle(twin, *loaders, 0.05, config)
+        runs.append((history["train_loss"], state(twin)))
+    assert runs[0][0] == runs[1][0] != runs[2][0]
+    assert_same(runs[0][1], runs[1][1])
+
+
+def test_finding_and_plotting_in_between_changes_nothing(model, config, loaders):
+    plain, other = copy.deepcopy(model), copy.deepcopy(model)
+    expected = utils.fit_one_cycle(plain, *loaders, 0.05, config)
+    utils.find_lr(other, loaders[0], config)
+    utils.plot_samples(loaders[0], config)
+    utils.plot_confusion_matrix(other, loaders[1], config)
+    history = utils.fit_one_cycle(other, *loaders, 0.05, config)
+    assert history["train_loss"] == expected["train_loss"]
+    assert_same(state(plain), state(other))
+
+
+def test_training_learns(model, make_config):
+    config = make_config(epochs=15, batch_size=32, train_images=512, cutout_size=0)
+    history = utils.fit_one_cycle(model, *utils.get_dataloaders(config), 0.05, config)
+    assert history["test_accuracy"][-1] > 60
+
+
+# Precision: what a GPU would use, told from its kind alone
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "scales"),
+    [((7, 5), torch.float16, True), ((8, 0), torch.bfloat16, False)],
+)
+def test_mixed_precision_by_gpu(monkeypatch, capability, dtype, scales):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    device = torch.device("cuda")
+    assert utils._autocast(device) == {"device_type": "cuda", "dtype": dtype}
+    scaler = utils._get_scaler(device)
+    assert scaler.is_enabled() == scales
+    assert not scales or scaler._init_scale <= 4096
+
+
+def test_full_precision_on_the_cpu(config):
+    with torch.autocast(**utils._autocast(config.device)):
+        assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.float32
+
+
+# The LR finder
+
+
+@pytest.fixture
+def curve(monkeypatch):
+    """Collect the learning rates and losses that the LR finder draws."""
+    seen = {}
+    monkeypatch.setattr(
+        utils, "_plot_lr_finder", lambda lrs, losses, *_: seen.update(lrs=lrs, losses=losses)
+    )
+    return seen
+
+
+def test_find_lr_restores_everything(model, config, loaders):
+    model.eval()
+    before, random_state = state(model), torch.get_rng_state()
+    max_lr = utils.find_lr(model, loaders[0], config)
+    assert_same(before, state(model))
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert not model.training
+    assert type(max_lr) is float
+
+
+def test_find_lr_starts_where_it_is_told(model, config, loaders, curve):
+    utils.find_lr(model, loaders[0], config, start_lr=1e-4, end_lr=1.0)
+    assert curve["lrs"][0] == pytest.approx(1e-4)
+    expected = (1.0 / 1e-4) ** (1 / (config.lr_finder_steps - 1))
+    ratios = np.array(curve["lrs"][1:]) / curve["lrs"][:-1]
+    np.testing.assert_allclose(ratios, expected, rtol=1e-6)
+
+
+def test_find_lr_trains_with_the_learning_rates_it_shows(model, config, loaders, curve, steps):
+    utils.find_lr(model, loaders[0], config)
+    np.testing.assert_allclose([lr for lr, _ in steps], curve["lrs"], rtol=1e-6)
+
+
+def test_find_lr_draws_plain_text_only(model, config, loaders, capsys):
+    utils.find_lr(model, loaders[0], config)
+    captured = capsys.readouterr()
+    assert "LR finder: " in captured.out
+    assert "finder_name" not in captured.out
+    assert captured.err == ""
+
+
+def test_find_lr_says_when_the_loss_diverges_too_early(model, config, loaders):
+    with pytest.raises(ValueError, match="too early to suggest a learning rate: start below 1e"):
+        utils.find_lr(model, loaders[0], config, start_lr=1e4, end_lr=1e6)
+
+
+def falling_then_rising(lrs, lowest, noise=0.0):
+    """A loss that falls along a sigmoid, is lowest at a learning rate, and explodes beyond."""
+    x = np.log10(lrs) - np.log10(lowest)
+    loss = 2.3 - 1 / (1 + np.exp(-4 * (x + 1))) + np.exp(np.minimum(6 * x, 20)) / 20
+    return loss + noise * np.random.default_rng(0).standard_normal(len(lrs))
+
+
+@pytest.mark.parametrize("lowest", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_suggestion_lies_between_steepest_and_lowest(lowest, noise):
+    lrs = np.logspace(-4, 1, 200)
+    losses = falling_then_rising(lrs, lowest, noise)
+    suggested, smoothed = utils.suggest_lr(lrs, losses)
+    at_minimum = lrs[np.argmin(falling_then_rising(lrs, lowest))]
+    assert 0.1 * at_minimum < suggested < 0.8 * at_minimum, "not the minimum itself"
+    assert len(smoothed) == 200
+
+
+def test_suggestion_ignores_what_comes_after_a_nan():
+    lrs = np.logspace(-4, 1, 200)
+    losses = falling_then_rising(lrs, 0.1)
+    broken = losses.copy()
+    broken[150:] = np.nan
+    expected, _ = utils.suggest_lr(lrs, losses)
+    suggested, smoothed = utils.suggest_lr(lrs, broken)
+    assert suggested == pytest.approx(expected, rel=0.2)
+    assert len(smoothed) == 150
+
+
+@pytest.mark.parametrize("losses", [np.linspace(2, 9, 50), np.full(50, np.nan), [2.3, np.inf]])
+def test_no_suggestion_without_a_fall(losses):
+    with pytest.raises(ValueError, match="too early"):
+        utils.suggest_lr(np.logspace(-3, 1, len(losses)), losses)
+
+
+def test_any_dataloader_works(model, config):
+    images, labels = torch.randn(60, 3, 32, 32), torch.arange(60) % 10
+    loader = DataLoader(list(zip(images, labels.tolist(), strict=True)), 20)
+    assert utils.find_lr(model, loader, config) > 0
+    history = utils.fit_one_cycle(model, loader, loader, 0.01, config)
+    assert len(history["test_loss"]) == 2
