@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import tqdm
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -303,3 +304,12 @@ def test_any_dataloader_works(model, config):
     assert utils.find_lr(model, loader, config) > 0
     history = utils.fit_one_cycle(model, loader, loader, 0.01, config)
     assert len(history["test_loss"]) == 2
+
+
+def test_progress_bars_are_plain_text_on_stdout(capsys):
+    for _ in utils._progress_bar(range(3), desc="Some work"):
+        pass
+    captured = capsys.readouterr()
+    assert type(utils._progress_bar([])) is tqdm.std.tqdm, "not the notebook's widget"
+    assert "Some work: 100%" in captured.out
+    assert captured.err == ""
