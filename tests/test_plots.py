@@ -65,7 +65,7 @@ def test_gallery_shows_predicted_and_true_in_their_places(mistaken, config, show
     assert get_titles(figure)[0] == "predicted 2 (100%)\ntrue 7"
     assert get_titles(figure)[1] == "predicted 9 (100%)\ntrue 4"
     assert len(get_pictures(figure)) == 3, "fewer than ten mistakes"
-    assert "3 surest of 3 mistakes" in title
+    assert "3 of 3 mistakes" in title
     assert "not CIFAR-10" in title
 
 

@@ -1,5 +1,6 @@
 """The README: its links, its commands, its table, and the one command that fills in the owner."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -56,3 +57,29 @@ def test_one_command_fills_in_the_owner_everywhere(tmp_path):
         assert "https://colab.research.google.com/github/ada/TSAI-S11/blob/main/" in filled
         assert "https://github.com/ada/TSAI-S11" in filled
     assert '"/OWNER/" not in REPO_URL' in re.sub(r'\\"', '"', filled), "the check stays"
+
+
+def test_results_are_those_of_results_json():
+    results = json.loads((ROOT / "results.json").read_text())
+    section = README[README.index("## Results") : README.index("## What is where")]
+    run = results["cpu_subset"]
+    settings, history = run["settings"], run["history"]
+    steps = len(history["lr"])
+    assert steps == settings["epochs"] * -(-settings["train_images"] // settings["batch_size"])
+    accuracy, loss = history["test_accuracy"][-1], history["test_loss"][-1]
+    rows = [
+        f"| {settings['train_images']:,} of 50,000 | {settings['epochs']} ({steps} steps) | "
+        f"{settings['batch_size']} | {run['max_lr']:.4f} | {loss:.4f} | **{accuracy:.2f} %** |"
+    ]
+    for (what, form, unit), row in zip(
+        (
+            ("input pipeline, images per second", ",.0f", 1),
+            ("training step, seconds", ".2f", 1000),
+        ),
+        results["speed"],
+        strict=True,
+    ):
+        plain, ours = row["plain"] / unit, row["ours"] / unit
+        rows.append(f"| {what} | {plain:{form}} | {ours:{form}} | **{row['ratio']:.1f} x** |")
+    for row in rows:
+        assert row in section, row
