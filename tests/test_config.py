@@ -39,6 +39,7 @@ def test_quick_profile_is_chosen_without_an_accelerator(monkeypatch):
 def test_full_profile_is_chosen_with_an_accelerator(monkeypatch):
     monkeypatch.delenv("S11_PROFILE")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     assert utils.get_config(device="cpu").profile == "full"
 
 
