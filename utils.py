@@ -99,11 +99,16 @@ class Config:
     def __post_init__(self):
         for name in ("epochs", "batch_size", "train_images", "lr_finder_steps"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if name == "train_images" and value is None:
+                continue
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1.")
         for name in ("crop_padding", "cutout_size"):
-            if not 0 <= getattr(self, name) < 32:
+            if getattr(self, name) not in range(32):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be 0 to 31 pixels.")
+        for name in ("label_smoothing", "warmup_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be 0 to below 1.")
 
     @property
     def caveat(self) -> str:
@@ -849,7 +854,7 @@ def plot_confusion_matrix(model: nn.Module, test_loader: DataLoader, config: Con
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
     pairs = np.triu(mistakes + mistakes.T)
     first, second = (config.classes[i] for i in np.unravel_index(pairs.argmax(), pairs.shape))
-    finding = f"{first} and {second} are mixed up most: {pairs.max()} of {pairs.sum()} mistakes"
+    finding = f"{first} and {second} are mixed up most: {pairs.max()} of {pairs.sum():,} mistakes"
     title = finding[0].upper() + finding[1:] if pairs.any() else "Not one mistake"
     _show(figure, title, "confusion_matrix", config)
 
@@ -877,7 +882,7 @@ class Misclassified(NamedTuple):
 
 
 def get_misclassified(model: nn.Module, test_loader: DataLoader) -> Misclassified:
-    """Collect all images that the model gets wrong, the one with the highest loss first."""
+    """Collect all mistakes on an unshuffled loader, the one with the highest loss first."""
     logits, labels = predict(model, test_loader)
     losses = F.cross_entropy(logits, labels, reduction="none")
     probabilities, predictions = logits.softmax(1).max(1)
