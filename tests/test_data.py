@@ -116,6 +116,17 @@ def test_cutout_fills_with_the_mean_of_the_data(make_config):
     assert ((train_transform(white) == 0).sum((1, 2, 3)) == 3 * 16 * 16).all()
 
 
+def test_training_images_are_cropped_and_flipped_too(make_config):
+    train_transform, normalize = utils.get_transforms(make_config("full", cutout_size=0))
+    images = torch.randint(0, 256, (200, 3, 32, 32), generator=generator(), dtype=torch.uint8)
+    same, mirrored = normalize(images), normalize(images).flip(3)
+    moved = [
+        not torch.equal(result, image) and not torch.equal(result, mirror)
+        for result, image, mirror in zip(train_transform(images), same, mirrored, strict=True)
+    ]
+    assert sum(moved) > 180, "80 of 81 offsets move the image"
+
+
 def test_transforms_need_no_given_generator():
     torch.manual_seed(0)
     images = torch.rand(16, 3, 32, 32)
