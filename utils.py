@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from http.client import HTTPException
@@ -293,10 +293,10 @@ class DeviceDataset(Dataset):
         self.images = torch.as_tensor(images, device=device)
         self.labels = torch.as_tensor(labels, dtype=torch.int64, device=device)
         self.transform = transform
-        for label in self.labels[(self.labels < 0) | (self.labels >= num_classes)].tolist():
-            raise ValueError(
-                f"There is a label {label}, but labels must be 0 to {num_classes - 1}."
-            )
+        outside = self.labels[(self.labels < 0) | (self.labels >= num_classes)]
+        if len(outside):
+            allowed = f"labels must be 0 to {num_classes - 1}"
+            raise ValueError(f"There is a label {outside[0]}, but {allowed}.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -474,9 +474,30 @@ def find_lr(
 
     The learning-rate range test (Smith, 2015, arXiv:1506.01186), by torch-lr-finder, trains for
     config.lr_finder_steps batches. Afterwards weights, buffers, mode and random state are restored.
+    The curve is kept in lr_finder.json: with config.resume, the same test is not made twice.
 
     Raises ValueError when the loss diverges too early to suggest anything.
     """
+    path = config.output_dir / "lr_finder.json"
+    weights = sum(p.double().sum().item() for p in model.parameters())
+    test_of = json.loads(json.dumps([_get_settings(model, config), weights, start_lr, end_lr]))
+    curve = {}
+    if config.resume and path.exists():
+        with contextlib.suppress(ValueError):  # a damaged file: measure again
+            curve = json.loads(path.read_text())
+    if curve.get("test_of") == test_of:
+        print(f"LR finder: the curve is that of {path}; resume=False would measure it again.")
+    else:
+        lrs, losses = _run_range_test(model, train_loader, config, start_lr, end_lr)
+        curve = {"test_of": test_of, "lr": lrs, "loss": losses}
+        _write(path, json.dumps(curve).encode())
+    max_lr, smoothed = suggest_lr(curve["lr"], curve["loss"])
+    _plot_lr_finder(curve["lr"], curve["loss"], smoothed, max_lr, config)
+    return max_lr
+
+
+def _run_range_test(model, train_loader, config: Config, start_lr: float, end_lr: float):
+    """Return learning rates and losses, one per batch, and leave everything as it was."""
     device = next(model.parameters()).device
     training = model.training
     finder = torch_lr_finder.LRFinder(
@@ -487,6 +508,7 @@ def find_lr(
         amp_config=_autocast(device),
         grad_scaler=_get_scaler(device),
     )
+    # The stream as it is now, not as it is while the library is silenced.
     bar = partial(_progress_bar, desc="LR finder", file=sys.stdout)
     with (
         _explain_memory(config),
@@ -499,9 +521,9 @@ def find_lr(
     finder.reset()
     model.train(training)
     lrs, losses = finder.history["lr"], finder.history["loss"]
-    max_lr, smoothed = suggest_lr(lrs, losses)
-    _plot_lr_finder(lrs, losses, smoothed, max_lr, config)
-    return max_lr
+    if len(lrs) < config.lr_finder_steps:
+        print(f"LR finder: the loss diverged at a learning rate of {lrs[-1]:.2g}, which is enough.")
+    return lrs, losses
 
 
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np.ndarray]:
@@ -576,7 +598,7 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, loader: DataLoader) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
     """Return logits, float32 (N, num_classes), and labels (N,) in the loader's order."""
     device = next(model.parameters()).device
     model.eval()
@@ -596,6 +618,13 @@ def test(model: nn.Module, test_loader: DataLoader) -> tuple[float, float]:
     accuracy = 100 * correct / count
     print(f"Test set: Average loss: {loss:.4f}, Accuracy: {correct}/{count} ({accuracy:.2f}%)")
     return loss, accuracy
+
+
+def _get_settings(model: nn.Module, config: Config) -> dict:
+    """Return what must be the same for a saved result to be used again."""
+    elsewhere = ("device", "data_dir", "output_dir", "resume")  # what may change in between
+    settings = {name: value for name, value in vars(config).items() if name not in elsewhere}
+    return {**settings, "network": str(model)}
 
 
 class Checkpoint:
@@ -688,11 +717,9 @@ def fit_one_cycle(
         cycle_momentum=False,
     )
     scaler = _get_scaler(config.device)
-    elsewhere = ("device", "data_dir", "output_dir", "resume")  # what may change in between
-    settings = {k: v for k, v in vars(config).items() if k not in elsewhere}
     checkpoint = Checkpoint(
         config.output_dir / "checkpoint.pt",
-        {**settings, "network": str(model)},
+        _get_settings(model, config),
         **{"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler},
     )
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
@@ -882,14 +909,15 @@ class Misclassified(NamedTuple):
 
 
 def get_misclassified(model: nn.Module, test_loader: DataLoader) -> Misclassified:
-    """Collect all mistakes on an unshuffled loader, the one with the highest loss first."""
-    logits, labels = predict(model, test_loader)
+    """Collect all mistakes, the one with the highest loss first."""
+    batches = list(test_loader)  # one pass, so that images and logits belong together
+    logits, labels = predict(model, batches)
     losses = F.cross_entropy(logits, labels, reduction="none")
     probabilities, predictions = logits.softmax(1).max(1)
     order = losses.argsort(descending=True)
     wrong = order[(predictions != labels)[order]]
     print(f"{len(wrong)} of {len(labels):,} test images are misclassified")
-    images = torch.cat([images for images, _ in test_loader]).to(wrong.device)
+    images = torch.cat([images for images, _ in batches]).to(wrong.device)
     columns = (images, labels, predictions, probabilities, losses)
     return Misclassified(*(column[wrong] for column in columns), wrong)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import utils
 from models.resnet import ResNet18
@@ -43,6 +44,16 @@ def mistaken(make_loader):
         logits[index, predicted] = certainty
     images = torch.arange(30.0).view(30, 1, 1, 1).expand(30, 3, 32, 32) / 100
     return Oracle(logits), make_loader(images, labels, 8)
+
+
+def test_misclassified_images_belong_to_their_labels_even_when_shuffled(model):
+    torch.manual_seed(1)
+    images, labels = torch.randn(30, 3, 32, 32), torch.arange(30) % 10
+    images[:, 0, 0, 0] = labels.float()
+    loader = DataLoader(TensorDataset(images, labels), 8, shuffle=True)
+    found = utils.get_misclassified(model, loader)
+    assert len(found.labels) > 10
+    assert found.images[:, 0, 0, 0].tolist() == found.labels.tolist()
 
 
 def test_misclassified_are_found_in_all_batches_and_sorted_by_loss(mistaken, capsys):
@@ -256,8 +267,8 @@ def test_every_figure_is_saved_titled_and_closed(loaders, model, config, shown):
     utils.plot_misclassified(found, config)
     utils.plot_gradcam(model, found, config, target_layer=model[0])
     names = {"samples", "lr_finder", "history", "confusion_matrix", "misclassified", "gradcam"}
-    assert {path.stem for path in config.output_dir.iterdir()} == names
-    assert {path.suffix for path in config.output_dir.iterdir()} == {".png"}
+    files = {path.name for path in config.output_dir.iterdir()}
+    assert files == {f"{name}.png" for name in names} | {"lr_finder.json"}
     assert len(shown) == 6
     assert all("not CIFAR-10" in title for _, title in shown)
     assert plt.get_fignums() == []

@@ -263,6 +263,59 @@ def test_find_lr_says_when_the_loss_diverges_too_early(model, config, loaders):
         utils.find_lr(model, loaders[0], config, start_lr=1e4, end_lr=1e6)
 
 
+def test_find_lr_says_when_it_stops_early(model, config, loaders, capsys):
+    utils.find_lr(model, loaders[0], config, end_lr=1e6)
+    assert "the loss diverged at a learning rate of" in capsys.readouterr().out
+    utils.find_lr(model, loaders[0], config, start_lr=1e-4, end_lr=1e-2)
+    assert "diverged" not in capsys.readouterr().out
+
+
+def change_nothing(model, config):
+    pass
+
+
+def change_weights(model, config):
+    with torch.no_grad():
+        model[0].weight[0] += 1e-3
+
+
+def damage_file(model, config):
+    (config.output_dir / "lr_finder.json").write_text('{"lr": [0.1')
+
+
+@pytest.mark.parametrize(
+    ("change", "resume", "again"),
+    [
+        (change_nothing, True, False),
+        (change_nothing, False, True),
+        (change_weights, True, True),
+        (damage_file, True, True),
+    ],
+)
+def test_same_range_test_is_not_made_twice(
+    model, make_config, change, resume, again, steps, capsys
+):
+    settings = {"train_images": 80, "lr_finder_steps": 40, "resume": resume}
+    config = make_config(**settings)
+    loader, _ = utils.get_dataloaders(config)
+    first = utils.find_lr(model, loader, config)
+    change(model, config)
+    steps.clear()
+    capsys.readouterr()
+    second = utils.find_lr(model, loader, config)
+    assert (len(steps) > 0) == again
+    assert ("the curve is that of" in capsys.readouterr().out) != again
+    assert again or first == second
+
+
+def test_another_range_test_is_made(model, make_config, steps):
+    settings = {"train_images": 80, "lr_finder_steps": 40}
+    for count, change in enumerate(({}, {"batch_size": 16}, {"label_smoothing": 0.0}), start=1):
+        config = make_config(**{**settings, **change})
+        utils.find_lr(model, utils.get_dataloaders(config)[0], config, end_lr=0.01)
+        assert len(steps) == 40 * count
+
+
 def falling_then_rising(lrs, lowest, noise=0.0):
     """A loss that falls along a sigmoid, is lowest at a learning rate, and explodes beyond."""
     x = np.log10(lrs) - np.log10(lowest)
