@@ -529,8 +529,9 @@ def _run_range_test(model, train_loader, config: Config, start_lr: float, end_lr
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np.ndarray]:
     """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
 
-    On the logarithmic axis, it lies halfway between the learning rate where the loss falls fastest,
-    which is timid, and the one where it is lowest, which is the last before it rises.
+    It is the last learning rate at which the loss still has 80 % of its fall: beyond, steps are so
+    large that they undo what was learned. Unlike where the loss is lowest or falls fastest, this
+    does not depend on how soon the network had learned what it can in so few steps.
 
     Raises ValueError when the loss rises from the start, so that there is nothing to suggest.
     """
@@ -545,8 +546,8 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np
             f"The loss only rises after step {lowest} of the LR finder's {len(lrs)}, too early to "
             f"suggest a learning rate: start below {lrs[0]:.2g}, or check the data and labels."
         )
-    steepest = np.gradient(smoothed)[: lowest + 1].argmin()
-    return float(np.sqrt(lrs[steepest] * lrs[lowest])), smoothed
+    limit = smoothed[lowest] + 0.2 * (smoothed[0] - smoothed[lowest])
+    return float(lrs[np.flatnonzero(smoothed <= limit)[-1]]), smoothed
 
 
 def train(

@@ -97,15 +97,27 @@ def make_curve(lrs, lowest, steepness, drop):
 
 @many
 @given(st.floats(-2, 0.3), st.floats(3, 8), st.floats(0.3, 1.5), st.integers(60, 300))
-def test_suggestion_is_below_the_minimum_and_above_a_fiftieth_of_it(
+def test_suggestion_is_where_the_loss_has_lost_a_fifth_of_its_fall(
     exponent, steepness, drop, steps
 ):
     lrs = np.logspace(-4, 1, steps)
     losses = make_curve(lrs, 10**exponent, steepness, drop)
     suggested, smoothed = utils.suggest_lr(lrs, losses)
-    minimum = lrs[np.argmin(losses)]
-    assert minimum / 50 < suggested < minimum
+    kept = (smoothed[0] - smoothed) / (smoothed[0] - smoothed.min())
+    assert kept[lrs == suggested] >= 0.8 - 1e-9
+    assert (kept[lrs > suggested] < 0.8).all()
     assert smoothed.min() >= losses.min() - 1e-9
+
+
+@many
+@given(seeds, st.floats(-1.5, 0.3), st.floats(0, 0.1))
+def test_suggestion_is_the_end_of_a_noisy_plateau_and_not_a_chance_minimum(seed, exponent, noise):
+    lrs = np.logspace(-4, 1, 300)
+    x = np.log10(lrs)
+    losses = 2.3 - np.clip(x + 4, 0, 1) + np.clip(4 * (x - exponent), 0, 3)
+    losses += noise * np.random.default_rng(seed).standard_normal(300)
+    suggested, _ = utils.suggest_lr(lrs, losses)
+    assert 0.75 < suggested / 10**exponent < 1.4
 
 
 @many
