@@ -18,13 +18,7 @@ a tutorial pays in every epoch. A ratio above 1: ours is faster.
 """
 
 import argparse
-import contextlib
-import io
-import json
-import os
-import platform
 import random
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,15 +28,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
+import common
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from whatever working directory
 
 import utils
 from models.resnet import ResNet18
@@ -122,7 +114,7 @@ def get_plain_trainer(device: torch.device) -> Callable[[Iterable], None]:
 
 def get_config(device: torch.device, batch_size: int) -> utils.Config:
     """Return the settings of the real run, but for this device and batch size."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    with common.quiet():
         return utils.get_config("full", device=device, batch_size=batch_size)
 
 
@@ -143,7 +135,7 @@ def get_our_trainer(config: utils.Config) -> Callable[[Iterable], None]:
     scaler = utils._get_scaler(config.device)
 
     def train(loader: Iterable):
-        with contextlib.redirect_stdout(io.StringIO()):
+        with common.quiet():
             utils.train(model, loader, optimizer, scheduler, scaler, config)
 
     return train
@@ -250,21 +242,6 @@ def measure_all(smoke: bool) -> Iterator[tuple[str, str, float, float, float]]:
 # --------------------------------------------------------------------------------------------------
 
 
-def describe_machine() -> dict[str, str | int | None]:
-    """Return names and numbers of the hardware, and the versions."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):  # Linux names the CPU only here, ARM nowhere
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line for line in lines if line.startswith("model name")).split(": ", 1)[1]
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-    }
-
-
 def main():
     """Measure, print a table, and append to the output file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -274,7 +251,7 @@ def main():
     if args.output:
         args.output.touch()  # a bad path must fail now, not after minutes
 
-    machine = describe_machine()
+    machine = common.describe_machine()
     print(f"CPU: {machine['cpu']}, {machine['cores']} cores")
     print(f"GPU: {machine['gpu'] or 'none'}")
     print(f"torch {machine['torch']}, torchvision {machine['torchvision']}")
@@ -287,10 +264,7 @@ def main():
         print(row, flush=True)
         if args.output:
             measured = {"what": what, "unit": unit, "plain": plain, "ours": ours, "ratio": ratio}
-            date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            line = {"date": date, "smoke": args.smoke, **measured, **machine}
-            with args.output.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            common.append_row(args.output, {"smoke": args.smoke, **measured})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""Train with several seeds on all training images, and test each of them once, after its end.
+
+    python benchmarks/record.py record.jsonl --seeds 5
+    python benchmarks/record.py record.jsonl --seeds 5 cutout_size=8
+    python benchmarks/record.py smoke.jsonl --seeds 2 --smoke                     # does it run?
+
+The settings are those of utils.Config, and the LR finder's answer is used, as in the notebook; any
+field can be given another value. Every seed is appended as one JSON line; what the file already has
+is not trained again, and a run that was stopped goes on from its checkpoint.
+
+After every epoch, the accuracy on 1,000 of the training images, not augmented, shows how it goes.
+The test images are read in the end, as they are, for the result; again with their mirror images,
+for a column of its own; and without those that have a near duplicate among the training images, if
+--near-duplicates names a CSV file with their numbers in a column TestID (as ciFAIR has it; Barz &
+Denzler, 2020, doi:10.3390/jimaging6060041).
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import time
+from pathlib import Path
+
+import common
+
+import utils
+from models.resnet import ResNet18
+
+
+def run(settings: dict, seed: int, smoke: bool, near_duplicates: list[int], folder: Path) -> dict:
+    """Train with one seed, test once, and return what was measured; folder has the checkpoint."""
+    begin = time.perf_counter()
+    fields = {**(common.SMOKE if smoke else {"profile": "full"}), **settings}
+    with common.quiet():
+        config = utils.get_config(**fields, seed=seed, output_dir=folder)
+        train_loader, test_loader = utils.get_dataloaders(config)
+        _, probe_loader = common.split(train_loader, config, 20 if smoke else 1000)
+        model = ResNet18().to(config.device)
+        max_lr = utils.find_lr(model, train_loader, config)
+        history = utils.fit_one_cycle(model, train_loader, probe_loader, max_lr, config)
+        scores, right = common.evaluate(model, test_loader)
+    row = {
+        **{"settings": settings, "seed": seed, "smoke": smoke, "max_lr": max(history["lr"])},
+        **{"test_images": len(right), **scores},
+        "epoch_seconds": common.get_epoch_seconds(history),
+        "seconds": time.perf_counter() - begin,
+        "history": {
+            "train_loss": history["train_loss"],
+            "train_accuracy": history["train_accuracy"],
+            "probe_loss": history["test_loss"],
+            "probe_accuracy": history["test_accuracy"],
+            "seconds": history["seconds"],
+        },
+    }
+    if near_duplicates:
+        right[near_duplicates] = False
+        others = len(right) - len(near_duplicates)
+        row["without_near_duplicates"] = 100 * right.sum().item() / others
+        row["images_without_near_duplicates"] = others
+    return row
+
+
+def read_numbers(name: str) -> list[int]:
+    """Return the numbers of the test images in a CSV file's column TestID, each once."""
+    try:
+        with open(name, newline="") as file:
+            return sorted({int(row["TestID"]) for row in csv.DictReader(file)})
+    except (OSError, KeyError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{name} has no column TestID: {error!r}") from error
+
+
+def main():
+    """Train the seeds that the file does not have yet, and print what it has."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, help="append JSON lines to it")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    parser.add_argument("--seeds", type=int, default=5, help="train with the seeds 0, 1, ...")
+    parser.add_argument("--near-duplicates", type=read_numbers, default=[], metavar="CSV")
+    parser.add_argument("--smoke", action="store_true", help="a few digits; the scores are void")
+    args = parser.parse_args()
+    try:
+        settings = common.parse_settings(args.settings, utils.Config.__dataclass_fields__)
+    except ValueError as error:
+        parser.error(str(error))
+    settings = {name: values[0] for name, values in settings.items()}
+    args.file.touch()  # a bad path must fail now, not after the first run
+    outputs = Path(os.environ.get("S11_OUTPUT_DIR") or common.ROOT / "outputs")
+    name = "-".join(["record", *args.settings, *["smoke"] * args.smoke])
+    for seed in range(args.seeds):
+        done = [(row["settings"], row["seed"], row["smoke"]) for row in common.read_rows(args.file)]
+        if (settings, seed, args.smoke) in done:
+            continue
+        folder = outputs / name / f"seed-{seed}"
+        row = run(settings, seed, args.smoke, args.near_duplicates, folder)
+        common.append_row(args.file, row)
+        shutil.rmtree(folder)  # or another file would take this run for its own
+        print(f"{row['accuracy']:.2f} % in {row['seconds']:.0f} s: seed {seed}", flush=True)
+    rows = [
+        row
+        for row in common.read_rows(args.file)
+        if (row["settings"], row["smoke"]) == (settings, args.smoke)
+    ]
+    for score in ("accuracy", "mirrored_accuracy", "without_near_duplicates", "epoch_seconds"):
+        if values := [row[score] for row in rows if score in row]:
+            low, high = min(values), max(values)
+            print(f"{score:<24}{common.describe(values)}, from {low:.2f} to {high:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""The benchmarks: what they measure, that they go on where they stopped, and every lever."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_small_model
+from torch import nn
+
+import utils
+from models.resnet import ResNet18
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import collect
+import common
+import levers
+import record
+import sweep
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """Return a function that runs a script with the small network, and returns what it printed."""
+    monkeypatch.setenv("S11_OUTPUT_DIR", str(tmp_path / "outputs"))
+
+    def run(script, *arguments):
+        if hasattr(script, "ResNet18"):
+            monkeypatch.setattr(script, "ResNet18", make_small_model)
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
+        script.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_sweep_trains_every_combination_with_every_seed_once(call, tmp_path):
+    file = tmp_path / "sweep.jsonl"
+    settings = ("max_lr=0.01,0.02", "weight_decay=0,5e-4")
+    printed = call(sweep, file, *settings, "--seeds", 2, "--smoke")
+    rows = common.read_rows(file)
+    assert len(rows) == 8
+    assert [row["seed"] for row in rows] == [0] * 4 + [1] * 4
+    assert rows[3]["settings"] == {"max_lr": 0.02, "weight_decay": 5e-4}
+    assert all(row["max_lr"] == row["settings"]["max_lr"] for row in rows)
+    assert printed.count("(n=2)") == 8, "two scores for each of four settings"
+    before = file.read_bytes()
+    assert call(sweep, file, *settings, "--seeds", 2, "--smoke").count(" s: ") == 0
+    assert file.read_bytes() == before, "nothing is trained again"
+
+
+def test_sweep_goes_on_after_a_cut_line(call, tmp_path):
+    file = tmp_path / "sweep.jsonl"
+    call(sweep, file, "max_lr=0.01", "--seeds", 2, "--smoke")
+    first, second = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + second[:50])
+    call(sweep, file, "max_lr=0.01", "--seeds", 2, "--smoke")
+    assert [row["seed"] for row in common.read_rows(file)] == [0, 1]
+
+
+def test_sweep_uses_the_lr_finder_without_a_rate(call, tmp_path):
+    call(sweep, tmp_path / "sweep.jsonl", "--seeds", 1, "--smoke")
+    (row,) = common.read_rows(tmp_path / "sweep.jsonl")
+    assert row["settings"] == {}
+    assert row["max_lr"] > 0
+
+
+def test_sweep_never_sees_the_test_images(call, tmp_path, monkeypatch):
+    read, predict = [], utils.predict
+
+    def noting_predict(model, loader):
+        logits, labels = predict(model, loader)
+        read.append(len(labels))
+        return logits, labels
+
+    monkeypatch.setattr(utils, "predict", noting_predict)
+    call(sweep, tmp_path / "sweep.jsonl", "max_lr=0.01", "--seeds", 1, "--smoke")
+    assert set(read) == {20}, "a tenth of the 200 training images"
+
+
+@pytest.mark.parametrize("script", [sweep, record])
+@pytest.mark.parametrize("setting", ["depth=3", "weight_decay", "=3"])
+def test_bad_settings_are_told(call, tmp_path, script, setting, capsys):
+    with pytest.raises(SystemExit):
+        call(script, tmp_path / "rows.jsonl", setting, "--smoke")
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "There is no setting depth" in message or "is not of the form" in message
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_record_tests_once_per_seed_after_the_end(call, tmp_path, monkeypatch):
+    read, predict = [], utils.predict
+
+    def noting_predict(model, loader):
+        logits, labels = predict(model, loader)
+        read.append(len(labels))
+        return logits, labels
+
+    monkeypatch.setattr(utils, "predict", noting_predict)
+    numbers = tmp_path / "near.csv"
+    numbers.write_text("TestID,TrainID\n0,5\n3,5\n3,7\n")
+    file = tmp_path / "record.jsonl"
+    arguments = (file, "epochs=2", "--seeds", 2, "--smoke", "--near-duplicates", numbers)
+    printed = call(record, *arguments)
+    assert read == [20, 20, 360, 360] * 2, "the probe per epoch; then as they are, and mirrored"
+    rows = common.read_rows(file)
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert all(row["test_images"] == 360 for row in rows)
+    assert all(row["images_without_near_duplicates"] == 358 for row in rows)
+    assert all(len(row["history"]["probe_accuracy"]) == 2 for row in rows)
+    assert rows[0]["max_lr"] > 0
+    assert "without_near_duplicates" in printed
+    assert not list((tmp_path / "outputs").rglob("checkpoint.pt"))
+    assert call(record, *arguments).count(" s: ") == 0, "nothing is trained again"
+
+
+@pytest.mark.parametrize("content", [None, "a,b\n1,2\n", "TestID\nfirst\n"])
+def test_bad_file_of_near_duplicates_is_told(call, tmp_path, capsys, content):
+    path = tmp_path / "near.csv"
+    if content:
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        call(record, tmp_path / "record.jsonl", "--smoke", "--near-duplicates", path)
+    assert "near.csv has no column TestID" in capsys.readouterr().err
+
+
+def test_validation_images_are_stratified_fixed_and_left_out(make_config):
+    config = make_config(train_images=1000)
+    loader, _ = utils.get_dataloaders(config)
+    for image, index in zip(loader.dataset.images, range(1000), strict=True):
+        image.view(-1)[:2] = torch.tensor([index // 256, index % 256], dtype=torch.uint8)
+
+    def get_numbers(loader):
+        first = loader.dataset.images.view(-1, 3072)[:, :2].int()
+        return (256 * first[:, 0] + first[:, 1]).tolist()
+
+    train_loader, validation_loader = common.split(loader, config, 0.1)
+    kept, taken = get_numbers(train_loader), get_numbers(validation_loader)
+    assert sorted(kept + taken) == list(range(1000))
+    assert len(taken) == 100
+    shares = torch.bincount(validation_loader.dataset.labels) * 10
+    assert (shares - torch.bincount(loader.dataset.labels)).abs().max() <= 10
+    torch.manual_seed(7)
+    assert get_numbers(common.split(loader, config, 0.1)[1]) == taken
+    first, second = (next(iter(validation_loader))[0] for _ in range(2))
+    assert torch.equal(first, second), "not augmented"
+
+
+def test_scores_with_mirror_images(make_loader):
+    class Left(nn.Module):
+        """Answer 1 when the left column is bright, and surely 0 when the right one is."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, images):
+            left, right = images[:, 0, 0, 0], images[:, 0, 0, -1]
+            return torch.stack([3 * right, left], dim=1) + self.weight
+
+    images = torch.zeros(4, 3, 32, 32)
+    images[:, :, :, 0] = 1
+    scores, right = common.evaluate(Left(), make_loader(images, torch.tensor([1, 1, 1, 0]), 3))
+    assert right.tolist() == [True, True, True, False]
+    assert scores["accuracy"] == 75
+    assert scores["mirrored_accuracy"] == 25, "both together say 0"
+
+
+def test_rows_are_appended_to_a_file_without_a_last_newline(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n{"a": 2')
+    common.append_row(file, {"a": 3})
+    assert [row["a"] for row in common.read_rows(file)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"), [([95.0], "95.00 (n=1)"), ([94.0, 96.0], "95.00 ± 1.41 (n=2)")]
+)
+def test_spread_is_that_of_a_sample(values, text):
+    assert common.describe(values) == text
+
+
+# Levers
+
+
+@pytest.fixture
+def fit(config, loaders):
+    """Return a function that trains the small network with a lever, and its history."""
+
+    def run(name, value, model=None):
+        model = model or make_small_model()
+        with levers.LEVERS[name](value, model, loaders[0], config):
+            return utils.fit_one_cycle(model, *loaders, 0.05, config), model
+
+    return run
+
+
+def test_lr_floor(fit):
+    history, _ = fit("lr_floor", 0.1)
+    assert history["lr"][-1] == pytest.approx(0.005)
+
+
+def test_bias_lr(fit, monkeypatch):
+    used, step = [], torch.optim.SGD.step
+
+    def noting_step(self, *args, **kwargs):
+        used.append([group["lr"] for group in self.param_groups])
+        return step(self, *args, **kwargs)
+
+    noting_step.hooked = True
+    monkeypatch.setattr(torch.optim.SGD, "step", noting_step)
+    fit("bias_lr", 4)
+    assert all(lrs[2] == pytest.approx(4 * lrs[0]) for lrs in used)
+    assert all(lrs[0] == lrs[1] for lrs in used)
+    assert len(used) == 6
+
+
+def test_ema_is_the_average_of_the_last_epochs(fit, monkeypatch):
+    model = make_small_model()
+    torch.optim.SGD(model.parameters())  # the first one makes step run the hooks
+    weights, step = [], torch.optim.SGD.step
+
+    def noting_step(self, *args, **kwargs):
+        answer = step(self, *args, **kwargs)
+        weights.append(model[0].weight.detach().clone())
+        return answer
+
+    noting_step.hooked = True
+    monkeypatch.setattr(torch.optim.SGD, "step", noting_step)
+    fit("ema", 0.5, model)
+    expected = weights[0]
+    for later in weights[1:]:
+        expected = 0.5 * expected + 0.5 * later
+    torch.testing.assert_close(model[0].weight.detach(), expected)
+    assert not torch.equal(expected, weights[-1])
+
+
+def test_zero_gamma_and_dirac():
+    model = ResNet18()
+    images = torch.randn(2, 64, 8, 8).relu()
+    with levers.LEVERS["zero_gamma"](True, model):
+        torch.testing.assert_close(model.layer1(images), images)
+    with levers.LEVERS["dirac"](True, model):
+        torch.testing.assert_close(model.layer1[0].conv1(images), images)
+
+
+def test_alternating_flip_mirrors_every_second_epoch(make_config):
+    config = make_config(train_images=64, crop_padding=0, cutout_size=0)
+    loader, _ = utils.get_dataloaders(config)
+    dataset = loader.dataset
+    loader = torch.utils.data.DataLoader(dataset, 32, collate_fn=tuple)
+    with levers.LEVERS["alternating_flip"](True, None, loader, config):
+        epochs = [torch.cat([images for images, _ in loader]) for _ in range(3)]
+    torch.testing.assert_close(epochs[1], epochs[0].flip(3))
+    assert torch.equal(epochs[2], epochs[0])
+    plain = utils.get_transforms(config)[1](dataset.images.permute(0, 3, 1, 2))
+    mirrored = [not torch.equal(a, b) for a, b in zip(epochs[0], plain, strict=True)]
+    assert 10 < sum(mirrored) < 54, "about half of them"
+
+
+def test_muon_takes_orthogonal_steps_and_trains_the_rest_as_before(fit, config):
+    model = make_small_model()
+    for _ in range(2):
+        history, _ = fit("muon", 5.0, model)
+    assert history["train_loss"][-1] < 2.2
+    matrix = levers.orthogonalize(torch.randn(20, 50, generator=torch.Generator().manual_seed(0)))
+    singular = torch.linalg.svdvals(matrix)
+    assert 0.6 < singular.min() <= singular.max() < 1.3
+    assert levers.orthogonalize(torch.randn(50, 20)).shape == (50, 20)
+
+
+def test_levers_leave_nothing_behind(fit, config, loaders):
+    before = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"]
+    values = {"ema": 0.5, "lr_floor": 0.1, "bias_lr": 4, "alternating_flip": True, "muon": 1.0}
+    for name, value in values.items():
+        fit(name, value)
+    assert utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"] == before
+
+
+# results.json
+
+
+def make_row(max_lr, accuracy, smoke=False, **settings):
+    return {
+        "settings": {"max_lr": max_lr, **settings},
+        "max_lr": max_lr,
+        "accuracy": accuracy,
+        "smoke": smoke,
+    }
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_collect_replaces_its_parts_and_keeps_the_others(call, tmp_path):
+    (tmp_path / "results.json").write_text('{"cpu": [1], "sweep": []}')
+    rows = [make_row(lr, 90 + lr, weight_decay=wd) for lr in (0.1, 0.2, 0.4) for wd in (0, 5e-4)]
+    sweep_file = write(tmp_path / "sweep.jsonl", rows)
+    record_file = write(tmp_path / "record.jsonl", [make_row(0.3, 95), make_row(0.32, 95.1)])
+    call(collect, "--sweep", sweep_file, "--record", record_file, "--into", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["cpu"] == [1]
+    assert results["sweep"] == rows
+    assert len(results["record"]) == 2
+    assert (tmp_path / "images" / "lr_sweep.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("rows", [[], [make_row(0.1, 90, smoke=True)]])
+def test_collect_refuses_what_is_no_result(call, tmp_path, rows):
+    (tmp_path / "results.json").write_text("{}")
+    file = write(tmp_path / "sweep.jsonl", rows)
+    with pytest.raises(SystemExit):
+        call(collect, "--sweep", file, "--into", tmp_path)
+    assert (tmp_path / "results.json").read_text() == "{}"
+
+
+def test_accuracies_by_learning_rate():
+    rows = [make_row(0.1, 90), make_row(0.1, 92), make_row(0.2, 93), make_row(0.2, 94, ema=0.9)]
+    assert collect.group_by_lr(rows) == {"as it is": {0.1: [90, 92], 0.2: [93]}}
