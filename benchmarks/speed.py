@@ -189,10 +189,10 @@ def time_step(ours: bool, batch_size: int, rounds: int) -> float:
     return time_rounds(partial(train, [(images, labels)]), CPU, rounds)
 
 
-def compare(measure: Callable, *args) -> tuple[float, float]:
-    """Call measure for plain and for ours, twice in turn, each in a new process; return medians."""
+def compare(turns: int, measure: Callable, *args) -> tuple[float, float]:
+    """Call measure for plain and for ours, in turn, each in a new process; return medians."""
     seconds = {False: [], True: []}
-    for ours in (False, True) * 2:
+    for ours in (False, True) * turns:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             seconds[ours].append(pool.submit(measure, ours, *args).result())
     return median(seconds[False]), median(seconds[True])
@@ -218,13 +218,14 @@ def measure_epoch(
 
 def measure_all(smoke: bool) -> Iterator[tuple[str, str, float, float, float]]:
     """Yield what was measured, the unit, plain, ours, and how many times faster ours is."""
+    turns, rounds = (1, 1) if smoke else (2, 2)
     count, batch_size = (200, 50) if smoke else (50_000, 512)
-    plain, ours = compare(time_pipeline, count, batch_size, 1 if smoke else 2)
+    plain, ours = compare(turns, time_pipeline, count, batch_size, rounds)
     what = f"input pipeline on the CPU, batches of {batch_size}"
     yield what, "images/s", count / plain, count / ours, plain / ours
 
     step_size = 8 if smoke else 512
-    plain, ours = compare(time_step, step_size, 1 if smoke else 2)
+    plain, ours = compare(turns, time_step, step_size, rounds)
     what = f"training step on the CPU, {step_size} images"
     yield what, "ms", 1e3 * plain, 1e3 * ours, plain / ours
 

@@ -18,6 +18,7 @@ import collect
 import common
 import levers
 import record
+import speed
 import sweep
 
 
@@ -180,6 +181,38 @@ def test_rows_are_appended_to_a_file_without_a_last_newline(tmp_path):
 )
 def test_spread_is_that_of_a_sample(values, text):
     assert common.describe(values) == text
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_pipelines_deliver_the_same_batches(ours, config):
+    images, labels = speed.get_images(40)
+    if ours:
+        loader = speed.get_our_loader(images, labels, speed.get_config(speed.CPU, 16))
+    else:
+        loader = speed.get_plain_loader(images, labels, 16)
+    batches = list(loader)
+    assert [tuple(batch.shape) for batch, _ in batches] == [(16, 3, 32, 32)] * 2 + [(8, 3, 32, 32)]
+    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == sorted(labels)
+    pixels = torch.cat([batch for batch, _ in batches])
+    assert (pixels == 0).all(dim=1).float().mean() == pytest.approx(0.25, abs=0.01), "cut out"
+
+
+def test_both_ways_are_timed_and_trained(monkeypatch):
+    monkeypatch.setattr(speed, "ResNet18", make_small_model)
+    plain, ours = speed.measure_epoch(speed.CPU, 64, 16, rounds=1, warmup_steps=1)
+    assert plain > 0 < ours
+    assert all(speed.time_step(ours, 8, 1) > 0 for ours in (False, True))
+    assert speed.time_pipeline(True, 64, 16, 1) > 0
+
+
+def test_speeds_are_printed_and_appended(call, tmp_path, monkeypatch):
+    measured = [("a pipeline", "images/s", 1000.0, 6000.0, 6.0)]
+    monkeypatch.setattr(speed, "measure_all", lambda smoke: measured)
+    printed = call(speed, "--output", tmp_path / "speed.jsonl")
+    assert "6.00x" in printed
+    (row,) = common.read_rows(tmp_path / "speed.jsonl")
+    assert (row["plain"], row["ours"], row["ratio"]) == (1000, 6000, 6)
+    assert row["torch"] == torch.__version__
 
 
 # Levers
