@@ -589,13 +589,17 @@ def train(
         losses = torch.stack(losses).cpu()
         loss, accuracy = losses.sum().item() / count, 100 * correct.item() / count
         bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
+    _check_losses(losses, lrs)
+    return loss, accuracy
+
+
+def _check_losses(losses: Tensor, lrs: Sequence[float]):
     if not losses.isfinite().all():
         step = losses.isfinite().int().argmin().item()
         raise FloatingPointError(
             f"The loss became {losses[step].item()} in step {step + 1} of this epoch, with a "
             f"learning rate of {lrs[step]:.3g}: train again with a smaller max_lr."
         )
-    return loss, accuracy
 
 
 @torch.no_grad()
@@ -709,30 +713,15 @@ def fit_one_cycle(
     an infinite loss, torch.OutOfMemoryError with the batch size.
     """
     torch.manual_seed(config.seed)
-    optimizer = _get_optimizer(model.to(memory_format=torch.channels_last), max_lr, config)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr,
-        total_steps=config.epochs * len(train_loader),
-        pct_start=config.warmup_fraction,
-        cycle_momentum=False,
-    )
-    scaler = _get_scaler(config.device)
-    checkpoint = Checkpoint(
-        config.output_dir / "checkpoint.pt",
-        _get_settings(model, config),
-        **{"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler},
-    )
+    total_steps = config.epochs * len(train_loader)
+    optimizer, scheduler, scaler = _get_one_cycle(model, max_lr, total_steps, config)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    path = config.output_dir / "checkpoint.pt"
+    checkpoint = Checkpoint(path, _get_settings(model, config), **parts)
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
-    history = {name: [] for name in names}
-    if not config.resume:
-        checkpoint.put_aside()
-    elif saved := checkpoint.load():
-        history = saved["history"]
-        done = f"{len(history['seconds'])} of {config.epochs} epochs are done"
-        print(f"Going on from {checkpoint.path}: {done}; resume=False would train afresh.")
-    lrs, group = [], optimizer.param_groups[0]
-    optimizer.register_step_pre_hook(lambda *_: lrs.append(group["lr"]))
+    history = _resume(checkpoint, config) or {name: [] for name in names}
+    lrs = []
+    optimizer.register_step_pre_hook(lambda *_: lrs.append(optimizer.param_groups[0]["lr"]))
     try:
         for epoch in range(len(history["seconds"]), config.epochs):
             print(f"Epoch {epoch + 1}")
@@ -749,6 +738,25 @@ def fit_one_cycle(
             _write(config.output_dir / "history.json", json.dumps(history).encode())
     except KeyboardInterrupt:
         print(f"Interrupted in epoch {epoch + 1}; to go on from its start, run this again.")
+    return history
+
+
+def _get_one_cycle(model: nn.Module, max_lr: float, total_steps: int, config: Config):
+    """Return optimizer, scheduler and loss scaler of a run from its start."""
+    optimizer = _get_optimizer(model.to(memory_format=torch.channels_last), max_lr, config)
+    warmup = {"pct_start": config.warmup_fraction, "cycle_momentum": False}
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps, **warmup)
+    return optimizer, scheduler, _get_scaler(config.device)
+
+
+def _resume(checkpoint: Checkpoint, config: Config) -> dict[str, list[float]]:
+    """Restore the run that the checkpoint is of, and return its history; nothing if it is new."""
+    if not config.resume:
+        checkpoint.put_aside()
+    history = checkpoint.load().get("history", {})
+    if history:
+        done = f"{len(history['seconds'])} of {config.epochs} epochs are done"
+        print(f"Going on from {checkpoint.path}: {done}; resume=False would train afresh.")
     return history
 
 
