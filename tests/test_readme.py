@@ -18,6 +18,17 @@ def test_linked_files_exist(link):
     assert (ROOT / link.split("#")[0]).exists()
 
 
+def test_links_to_lines_meet_what_they_name():
+    links = re.findall(r"\[(\w+)\]\(([\w/]+\.py)#L(\d+)\)", README)
+    assert len(links) > 8
+    for name, file, number in links:
+        lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        (actual,) = (
+            i for i, line in enumerate(lines, 1) if re.match(rf"(def|class) {name}\b", line)
+        )
+        assert int(number) == actual, f"{name} is in line {actual} of {file}"
+
+
 def test_every_part_is_linked():
     parts = ["S11.ipynb", "models/resnet.py", "utils.py", "requirements.txt", "images", "tests"]
     assert set(parts) <= {link.split("#")[0] for link in LINKS}
