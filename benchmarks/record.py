@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import common
+import torch
 
 import utils
 from models.resnet import ResNet18
@@ -54,11 +55,17 @@ def run(settings: dict, seed: int, smoke: bool, near_duplicates: list[int], fold
         },
     }
     if near_duplicates:
-        right[near_duplicates] = False
-        others = len(right) - len(near_duplicates)
-        row["without_near_duplicates"] = 100 * right.sum().item() / others
-        row["images_without_near_duplicates"] = others
+        others = leave_out(right, near_duplicates)
+        row["without_near_duplicates"] = common.get_percentage(others)
+        row["images_without_near_duplicates"] = len(others)
     return row
+
+
+def leave_out(right: torch.Tensor, numbers: list[int]) -> torch.Tensor:
+    """Return the values of all images but those with these numbers."""
+    kept = torch.ones(len(right), dtype=torch.bool)
+    kept[numbers] = False
+    return right[kept]
 
 
 def read_numbers(name: str) -> list[int]:

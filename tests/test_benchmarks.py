@@ -117,6 +117,11 @@ def test_record_tests_once_per_seed_after_the_end(call, tmp_path, monkeypatch):
     assert call(record, *arguments).count(" s: ") == 0, "nothing is trained again"
 
 
+def test_near_duplicates_are_left_out():
+    right = torch.tensor([True, False, True, False, False])
+    assert record.leave_out(right, [0, 3]).tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("content", [None, "a,b\n1,2\n", "TestID\nfirst\n"])
 def test_bad_file_of_near_duplicates_is_told(call, tmp_path, capsys, content):
     path = tmp_path / "near.csv"
