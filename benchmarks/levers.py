@@ -170,6 +170,13 @@ def compile_model(mode: str, model: nn.Module, *_):
     yield
 
 
+@contextmanager
+def choose_convolutions(on: bool, *_):
+    """Let cuDNN try its algorithms on the first batch of every shape, and take the fastest."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=on):
+        yield
+
+
 LEVERS = {
     "ema": average_weights,
     "lr_floor": floor_lr,
@@ -179,4 +186,5 @@ LEVERS = {
     "alternating_flip": alternate_flip,
     "muon": use_muon,
     "compile": compile_model,
+    "cudnn_benchmark": choose_convolutions,
 }

@@ -309,6 +309,19 @@ def test_muon_takes_orthogonal_steps_and_trains_the_rest_as_before(fit, config):
     assert levers.orthogonalize(torch.randn(50, 20)).shape == (50, 20)
 
 
+def test_cudnn_may_choose_while_it_trains(monkeypatch, fit):
+    train, seen = utils.train, []
+
+    def noting_train(*args):
+        seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark))
+        return train(*args)
+
+    monkeypatch.setattr(utils, "train", noting_train)
+    fit("cudnn_benchmark", True)
+    assert seen == [(True, True)] * 2
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_levers_leave_nothing_behind(fit, config, loaders):
     before = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"]
     values = {"ema": 0.5, "lr_floor": 0.1, "bias_lr": 4, "alternating_flip": True, "muon": 1.0}
