@@ -97,18 +97,20 @@ class Config:
     resume: bool = True  # go on from the checkpoint in output_dir; False: train afresh
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "train_images", "lr_finder_steps"):
+        least = {"seed": 0, "epochs": 1, "batch_size": 1, "train_images": 1, "lr_finder_steps": 10}
+        for name, low in least.items():
             value = getattr(self, name)
-            if name == "train_images" and value is None:
-                continue
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+            if (type(value) is not int or value < low) and (name, value) != ("train_images", None):
+                rule = f"a whole number of at least {low}"
+                raise ValueError(f"{name} is {value!r}, but must be {rule}.")
         for name in ("crop_padding", "cutout_size"):
             if getattr(self, name) not in range(32):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be 0 to 31 pixels.")
-        for name in ("label_smoothing", "warmup_fraction"):
+        for name in ("label_smoothing", "momentum", "weight_decay", "warmup_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be 0 to below 1.")
+        if type(self.resume) is not bool:
+            raise ValueError(f"resume is {self.resume!r}, but must be True or False.")
 
     @property
     def caveat(self) -> str:
@@ -132,8 +134,9 @@ def get_config(profile: str | None = None, **overrides) -> Config:
     profile = profile or os.environ.get("S11_PROFILE") or ("full" if accelerator else "quick")
     if profile not in PROFILES:
         raise ValueError(f"There is no profile {profile!r}: choose 'full' or 'quick'.")
-    if unknown := overrides.keys() - {field.name for field in fields(Config)}:
-        raise TypeError(f"Config has no {', '.join(unknown)}: see the fields of utils.Config.")
+    names = [field.name for field in fields(Config)]
+    if unknown := overrides.keys() - set(names):
+        raise TypeError(f"Config has no {', '.join(unknown)}: there are {', '.join(names)}.")
     settings = {
         "profile": profile,
         "device": device,
@@ -165,6 +168,8 @@ def _announce(config: Config):
     if config.profile == "quick":
         print("*** QUICK PROFILE: handwritten digits, NOT CIFAR-10. The numbers are no result. ***")
         print("The real run needs a GPU, which selects it by itself, or S11_PROFILE=full.")
+    elif config.device.type == "cpu":
+        print(f"There is no GPU: on a CPU, {config.epochs} epochs of CIFAR-10 may take many hours.")
     if "google.colab" in sys.modules and not on_gpu:
         print("This Colab has no GPU: Runtime > Change runtime type > T4 GPU, then run all again.")
     name = torch.cuda.get_device_name(config.device) if on_gpu else config.device.type.upper()
@@ -286,13 +291,18 @@ class DeviceDataset(Dataset):
 
     images: uint8 (N, 32, 32, 3); labels: integers (N,). A DataLoader fetches a whole batch by
     __getitems__: float32 images (B, 3, 32, 32), in channels_last format because they are stored
-    that way, and int64 labels (B,). Raises ValueError for a label outside 0..num_classes - 1.
+    that way, and int64 labels (B,). Raises ValueError for other images, or a label outside
+    0..num_classes - 1.
     """
 
     def __init__(self, images, labels, transform: Callable, num_classes: int = 10, device="cpu"):
         self.images = torch.as_tensor(images, device=device)
         self.labels = torch.as_tensor(labels, dtype=torch.int64, device=device)
         self.transform = transform
+        shape, dtype = tuple(self.images.shape), self.images.dtype
+        if shape != (len(self.labels), 32, 32, 3) or dtype != torch.uint8:
+            wanted = f"the {len(self.labels)} labels need uint8 images (N, 32, 32, 3)"
+            raise ValueError(f"The images are {dtype} {shape}, but {wanted}.")
         outside = self.labels[(self.labels < 0) | (self.labels >= num_classes)]
         if len(outside):
             allowed = f"labels must be 0 to {num_classes - 1}"
@@ -352,12 +362,10 @@ NETWORK_TIMEOUT = 20  # seconds, after which a silent server is left for the nex
 def _load_cifar10(config: Config):
     """Return images and labels for training and for testing; download them if need be."""
     load = partial(torchvision.datasets.CIFAR10, config.data_dir)
-    try:
-        parts = load(train=True), load(train=False)
-    except RuntimeError:  # torchvision finds a file missing, or its MD5 wrong
-        _download_cifar10(config.data_dir)
-        parts = load(train=True), load(train=False)
-    return [(part.data, part.targets) for part in parts]
+    with contextlib.suppress(RuntimeError):  # torchvision finds a file missing, or its MD5 wrong
+        return [(part.data, part.targets) for part in (load(train=True), load(train=False))]
+    _download_cifar10(config.data_dir)
+    return [(part.data, part.targets) for part in (load(train=True), load(train=False))]
 
 
 def _download_cifar10(data_dir: Path):
@@ -384,9 +392,11 @@ def _download_cifar10(data_dir: Path):
             for file in Path(folder, batches.name).iterdir():
                 os.replace(file, batches / file.name)
             return
+    with contextlib.suppress(OSError):
+        data_dir.rmdir()  # if there was nothing in it
     raise FileNotFoundError(
         f"CIFAR-10 is not in {data_dir}, and none of these had it: {', '.join(sources)}. Connect "
-        f"to the network; or set S11_DATA_DIR to the folder that holds cifar-10-batches-py; or put "
+        f"to the network; or set S11_DATA_DIR to a folder with cifar-10-batches-py in it; or put "
         f"{by_hand.name} (SHA-256 {CIFAR10_SHA256}) into {data_dir}."
     )
 
@@ -526,6 +536,9 @@ def _run_range_test(model, train_loader, config: Config, start_lr: float, end_lr
     return lrs, losses
 
 
+LOSS_GIVEN_UP = 0.2  # of its fall: by how much a loss may have risen again at the suggested peak
+
+
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np.ndarray]:
     """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
 
@@ -546,7 +559,7 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np
             f"The loss only rises after step {lowest} of the LR finder's {len(lrs)}, too early to "
             f"suggest a learning rate: start below {lrs[0]:.2g}, or check the data and labels."
         )
-    limit = smoothed[lowest] + 0.2 * (smoothed[0] - smoothed[lowest])
+    limit = smoothed[lowest] + LOSS_GIVEN_UP * (smoothed[0] - smoothed[lowest])
     return float(lrs[np.flatnonzero(smoothed <= limit)[-1]]), smoothed
 
 
@@ -654,10 +667,10 @@ class Checkpoint:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             saved = state["settings"]
         except Exception as error:  # there is no telling what a damaged file raises
-            reason = type(error).__name__
-            raise ValueError(f"{self.path} is damaged ({reason}): {way_out}") from error
+            reason = type(error).__name__  # its advice to load the file unsafely is not repeated
+            raise ValueError(f"{self.path} is damaged ({reason}): {way_out}") from None
         if names := [name for name in saved if saved[name] != self.settings.get(name)]:
-            raise ValueError(f"{self.path} is of another {', '.join(names)}: {way_out}")
+            raise ValueError(f"{self.path} was made with another {', '.join(names)}: {way_out}")
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["random_states"][0])
@@ -677,7 +690,9 @@ class Checkpoint:
     def put_aside(self):
         """Make room for a run from the start; nothing is lost."""
         if self.path.exists():
-            os.replace(self.path, self.path.with_stem(f"{self.path.stem}-previous"))
+            previous = self.path.with_stem(f"{self.path.stem}-previous")
+            os.replace(self.path, previous)
+            print(f"The checkpoint that was there is now {previous}.")
 
 
 def _write(path: Path, data: bytes):
@@ -709,9 +724,11 @@ def fit_one_cycle(
 
     After every epoch, checkpoint.pt and history.json are written to config.output_dir. With
     config.resume, an interrupted run goes on from there, and a finished one is loaded. Raises
-    ValueError for a checkpoint that is damaged or of another configuration, FloatingPointError for
-    an infinite loss, torch.OutOfMemoryError with the batch size.
+    ValueError for a bad max_lr and for a checkpoint that is damaged or of another configuration,
+    FloatingPointError for an infinite loss, torch.OutOfMemoryError with the batch size.
     """
+    if not isinstance(max_lr, float | int) or not 0 < max_lr < float("inf"):
+        raise ValueError(f"max_lr is {max_lr!r}, but must be a number above 0.")
     torch.manual_seed(config.seed)
     total_steps = config.epochs * len(train_loader)
     optimizer, scheduler, scaler = _get_one_cycle(model, max_lr, total_steps, config)
@@ -755,8 +772,13 @@ def _resume(checkpoint: Checkpoint, config: Config) -> dict[str, list[float]]:
         checkpoint.put_aside()
     history = checkpoint.load().get("history", {})
     if history:
-        done = f"{len(history['seconds'])} of {config.epochs} epochs are done"
-        print(f"Going on from {checkpoint.path}: {done}; resume=False would train afresh.")
+        done = len(history["seconds"])
+        state = "Finished before, and loaded" if done == config.epochs else "Going on"
+        print(
+            f"{state} from {checkpoint.path}: {done} of {config.epochs} epochs are done, the last "
+            f"with a test accuracy of {history['test_accuracy'][-1]:.2f} %. To train afresh, set "
+            f"resume=False, or another folder by S11_OUTPUT_DIR."
+        )
     return history
 
 
@@ -823,11 +845,14 @@ def _plot_lr_finder(lrs, losses, smoothed, max_lr: float, config: Config):
     figure, axis = plt.subplots(figsize=(8, 4))
     axis.plot(lrs, losses, ".", color=GREY, label="loss of one batch")
     axis.plot(lrs[: len(smoothed)], smoothed, color=BLUE, label="smoothed")
-    axis.axvline(max_lr, color=ORANGE, linestyle="--", label=f"chosen: {max_lr:.2g}")
+    axis.axvline(max_lr, color=ORANGE, linestyle="--", label=f"chosen: {max_lr:.3g}")
+    limit = smoothed.min() + LOSS_GIVEN_UP * (smoothed[0] - smoothed.min())
+    axis.axhline(limit, color=GREEN, linestyle=":", label=f"{1 - LOSS_GIVEN_UP:.0%} of its fall")
     axis.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
-    axis.set_ylim(0.9 * min(losses), 1.5 * losses[0])
-    axis.legend()
-    _show(figure, f"LR finder: OneCycle may peak at {max_lr:.2g}", "lr_finder", config)
+    top = 1.3 * smoothed[0]
+    axis.set(ylim=(0.9 * min(losses), top), xlim=(lrs[0], lrs[np.flatnonzero(smoothed < top)[-1]]))
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    _show(figure, f"LR finder: OneCycle will peak at {max_lr:.3g}", "lr_finder", config)
 
 
 @plt.rc_context(STYLE)
@@ -865,9 +890,10 @@ def plot_history(history: dict[str, list[float]], config: Config) -> None:
         axis.legend()
     peak = np.argmax(history["lr"])
     lr_axis.plot(history["lr"], color=GREEN)
-    lr_axis.plot(peak, history["lr"][peak], "o", color=GREEN, label=f"{history['lr'][peak]:.3g}")
+    label = f"peak: {history['lr'][peak]:.3g}"
+    lr_axis.plot(peak, history["lr"][peak], "o", color=GREEN, label=label)
     lr_axis.set(title="Learning rate: OneCycle", xlabel="step", ylabel="learning rate")
-    lr_axis.legend(title="peak")
+    lr_axis.legend()
     title = f"Test accuracy after epoch {epochs[-1]}: {history['test_accuracy'][-1]:.2f} %"
     _show(figure, title, "history", config)
 
@@ -880,12 +906,14 @@ def plot_confusion_matrix(model: nn.Module, test_loader: DataLoader, config: Con
         labels.cpu(), logits.argmax(1).cpu(), labels=range(len(config.classes))
     )
     names = [
-        f"{name} {accuracy:.1f} %"
+        f"{name}: {accuracy:.1f} %"
         for name, accuracy in zip(config.classes, get_class_accuracy(matrix), strict=True)
     ]
     figure, axis = plt.subplots(figsize=(8.5, 7.5))
     display = ConfusionMatrixDisplay(matrix, display_labels=config.classes)
     display.plot(ax=axis, cmap="Blues", colorbar=False, xticks_rotation=45)
+    for text in display.text_[matrix == 0]:
+        text.set_visible(False)  # what never happened is no news
     axis.set(xlabel="predicted class", ylabel="true class, and its accuracy", yticklabels=names)
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
     pairs = np.triu(mistakes + mistakes.T)
@@ -997,5 +1025,5 @@ def plot_gradcam(
     ):
         pictures += [image, (image, heat), (image, true_heat)]
         titles += ["image", f"predicted: {name}", f"true: {true_name}"]
-    title = f"GradCAM ({height} x {width} pixels): what speaks for predicted and for true class"
+    title = f"GradCAM ({height} x {width} pixels): bright is what speaks for the class"
     _show_images(pictures, titles, 6, title, "gradcam", config)

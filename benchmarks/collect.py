@@ -65,9 +65,10 @@ def draw_lr_sweep(sweep: list[dict], record: list[dict], path: Path):
 
 def main():
     """Read the files, and write results.json and the figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     for name in ("record", "sweep", "speed"):
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE")
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"rows of {name}.py")
     parser.add_argument("--into", type=Path, default=common.ROOT, help="the repository's folder")
     args = parser.parse_args()
     path = args.into / "results.json"

@@ -79,11 +79,15 @@ def read_numbers(name: str) -> list[int]:
 
 def main():
     """Train the seeds that the file does not have yet, and print what it has."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("file", type=Path, help="append JSON lines to it")
-    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
-    parser.add_argument("--seeds", type=int, default=5, help="train with the seeds 0, 1, ...")
-    parser.add_argument("--near-duplicates", type=read_numbers, default=[], metavar="CSV")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="see above")
+    parser.add_argument("--seeds", type=int, default=5, help="so many, from 0 on; default 5")
+    near = "file with a column TestID"
+    parser.add_argument(
+        "--near-duplicates", type=read_numbers, default=[], metavar="CSV", help=near
+    )
     parser.add_argument("--smoke", action="store_true", help="a few digits; the scores are void")
     args = parser.parse_args()
     try:
@@ -108,6 +112,8 @@ def main():
         for row in common.read_rows(args.file)
         if (row["settings"], row["smoke"]) == (settings, args.smoke)
     ]
+    if args.smoke:
+        print("*** SMOKE TEST: far too little training. The numbers are no result. ***")
     for score in ("accuracy", "mirrored_accuracy", "without_near_duplicates", "epoch_seconds"):
         if values := [row[score] for row in rows if score in row]:
             low, high = min(values), max(values)

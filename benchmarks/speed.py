@@ -245,7 +245,8 @@ def measure_all(smoke: bool) -> Iterator[tuple[str, str, float, float, float]]:
 
 def main():
     """Measure, print a table, and append to the output file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--smoke", action="store_true", help="everything tiny; the ratios are void")
     parser.add_argument("--output", type=Path, metavar="FILE", help="append JSON lines to FILE")
     args = parser.parse_args()

@@ -63,6 +63,8 @@ def print_table(rows: list[dict]):
     groups = defaultdict(list)
     for row in rows:
         groups[json.dumps(row["settings"])].append(row)
+    if any(row["smoke"] for row in rows):
+        print("*** SMOKE TEST: far too little training. The numbers are no result. ***")
     print(f"{'validation (%)':<24}{'mirrored views':<24}{'s/epoch':>8}  settings")
     for settings, group in sorted(
         groups.items(), key=lambda item: -mean(row["accuracy"] for row in item[1])
@@ -75,10 +77,11 @@ def print_table(rows: list[dict]):
 
 def main():
     """Train what the file does not have yet, and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("file", type=Path, help="append JSON lines to it")
-    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE,VALUE")
-    parser.add_argument("--seeds", type=int, default=3, help="train with the seeds 0, 1, ...")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE,VALUE", help="see above")
+    parser.add_argument("--seeds", type=int, default=3, help="so many, from 0 on; default 3")
     parser.add_argument("--smoke", action="store_true", help="a few digits; the scores are void")
     args = parser.parse_args()
     known = {"max_lr", *utils.Config.__dataclass_fields__, *LEVERS}

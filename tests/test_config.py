@@ -81,7 +81,11 @@ def test_config_is_frozen(config):
         ({"label_smoothing": 3.0}, ValueError, ["label_smoothing is 3.0", "below 1"]),
         ({"cutout_size": 33}, ValueError, ["cutout_size is 33", "0 to 31"]),
         ({"crop_padding": -1}, ValueError, ["crop_padding is -1", "0 to 31"]),
-        ({"epoch": 3}, TypeError, ["no epoch"]),
+        ({"seed": 1.5}, ValueError, ["seed is 1.5", "whole number"]),
+        ({"weight_decay": -1}, ValueError, ["weight_decay is -1", "below 1"]),
+        ({"resume": "no"}, ValueError, ["resume is 'no'", "True or False"]),
+        ({"lr_finder_steps": 1}, ValueError, ["lr_finder_steps is 1", "at least 10"]),
+        ({"epoch": 3}, TypeError, ["no epoch", "epochs, batch_size"]),
     ],
 )
 def test_bad_values_get_one_clear_sentence(make_config, overrides, error, words):
@@ -96,6 +100,13 @@ def test_unknown_profile_from_the_environment(monkeypatch):
     monkeypatch.setenv("S11_PROFILE", "fulll")
     with pytest.raises(ValueError, match="'fulll'"):
         utils.get_config()
+
+
+def test_full_profile_without_a_gpu_warns_of_hours(make_config, capsys):
+    make_config("full")
+    assert "There is no GPU: on a CPU, 20 epochs" in capsys.readouterr().out
+    make_config("quick")
+    assert "There is no GPU" not in capsys.readouterr().out
 
 
 def test_colab_without_a_gpu_is_told_which_menu_to_open(monkeypatch, make_config, capsys):

@@ -210,6 +210,21 @@ def test_digits_are_centred_by_their_own_mean_and_std(make_config):
 # Bad input
 
 
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(3, 3, 32, 32, dtype=torch.uint8),
+        torch.zeros(3, 28, 28, 3, dtype=torch.uint8),
+        torch.zeros(4, 32, 32, 3, dtype=torch.uint8),
+        torch.zeros(3, 32, 32, 3),
+    ],
+    ids=["NCHW", "28 x 28", "more than labels", "float"],
+)
+def test_images_of_another_kind(images):
+    with pytest.raises(ValueError, match=r"but the 3 labels need uint8 images \(N, 32, 32, 3\)"):
+        utils.DeviceDataset(images, [0, 1, 2], lambda batch: batch)
+
+
 @pytest.mark.parametrize("label", [-1, 10])
 def test_labels_outside_the_classes(label):
     images = torch.zeros(3, 32, 32, 3, dtype=torch.uint8)

@@ -218,8 +218,8 @@ def test_confusion_matrix_has_true_classes_in_rows(mistaken, config, shown):
     assert matrix.trace() == 27
     assert "mixed up most: 1 of 3 mistakes" in title
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels[7] == "7 66.7 %"
-    assert labels[0] == "0 100.0 %"
+    assert labels[7] == "7: 66.7 %"
+    assert labels[0] == "0: 100.0 %"
 
 
 def test_class_accuracy():

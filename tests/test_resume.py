@@ -131,7 +131,9 @@ def test_resuming_says_so_and_ends_the_same(interrupted, resuming, make_config, 
     loaders = utils.get_dataloaders(resuming)
     resumed = make_small_model()
     history = utils.fit_one_cycle(resumed, *loaders, 0.05, resuming)
-    assert "2 of 3 epochs are done" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Going on from" in printed
+    assert "2 of 3 epochs are done" in printed
     elsewhere = make_config(
         epochs=3, batch_size=32, train_images=64, output_dir=tmp_path / "elsewhere"
     )
@@ -149,19 +151,22 @@ def test_finished_run_is_loaded_not_trained_again(resuming, model, capsys):
     assert utils.fit_one_cycle(again, *loaders, 0.05, resuming) == history
     assert_same_state(model.state_dict(), again.state_dict())
     printed = capsys.readouterr().out
+    assert "Finished before, and loaded from" in printed
     assert "3 of 3 epochs are done" in printed
+    assert f"accuracy of {history['test_accuracy'][-1]:.2f} %" in printed
     assert "resume=False" in printed
     assert "Test set" not in printed
 
 
 def test_resume_false_trains_afresh_and_keeps_the_old_checkpoint(
-    interrupted, resuming, make_config
+    interrupted, resuming, make_config, capsys
 ):
     old = (resuming.output_dir / "checkpoint.pt").read_bytes()
     fresh = make_config(epochs=3, batch_size=32, train_images=64, resume=False)
     history = utils.fit_one_cycle(make_small_model(), *utils.get_dataloaders(fresh), 0.05, fresh)
     assert len(history["test_loss"]) == 3
     assert (resuming.output_dir / "checkpoint-previous.pt").read_bytes() == old
+    assert "The checkpoint that was there is now" in capsys.readouterr().out
 
 
 def test_peak_learning_rate_is_that_of_the_checkpoint(interrupted, resuming, make_config, tmp_path):
@@ -185,7 +190,9 @@ def test_another_configuration_is_refused_and_the_checkpoint_kept(
     before = path.read_bytes()
     other = make_config(**{"epochs": 3, "batch_size": 32, "train_images": 64, **change})
     (name,) = change
-    with pytest.raises(ValueError, match=rf"of another {name}: choose another output_dir") as error:
+    with pytest.raises(
+        ValueError, match=rf"made with another {name}: choose another output_dir"
+    ) as error:
         utils.fit_one_cycle(make_small_model(), *utils.get_dataloaders(other), 0.05, other)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == before
@@ -193,7 +200,7 @@ def test_another_configuration_is_refused_and_the_checkpoint_kept(
 
 def test_another_network_is_refused(interrupted, resuming):
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
-    with pytest.raises(ValueError, match="of another network"):
+    with pytest.raises(ValueError, match="made with another network"):
         utils.fit_one_cycle(other, *utils.get_dataloaders(resuming), 0.05, resuming)
 
 
@@ -217,6 +224,7 @@ def test_damaged_checkpoint_is_refused_and_kept(
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged .*resume=False") as error:
         utils.fit_one_cycle(make_small_model(), *utils.get_dataloaders(resuming), 0.05, resuming)
     assert "\n" not in str(error.value)
+    assert error.value.__suppress_context__, "no advice to load it unsafely"
     assert path.read_bytes() == content
     assert not (tmp_path / "hacked").exists(), "nothing in it may run"
 

@@ -22,6 +22,12 @@ def test_step_of_the_first_infinite_loss(model, config, make_loader):
         utils.fit_one_cycle(model, loader, loader, 0.05, config)
 
 
+@pytest.mark.parametrize("max_lr", [0, -1.0, None, float("nan"), float("inf")])
+def test_bad_peak_is_told_before_anything_is_trained(model, config, loaders, max_lr):
+    with pytest.raises(ValueError, match=f"max_lr is {max_lr}, but must be a number above 0"):
+        utils.fit_one_cycle(model, *loaders, max_lr, config)
+
+
 @pytest.mark.parametrize("work", ["fit", "find"])
 def test_too_little_gpu_memory_names_the_batch_size(model, config, loaders, monkeypatch, work):
     def full(_):
