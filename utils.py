@@ -847,10 +847,13 @@ def _plot_lr_finder(lrs, losses, smoothed, max_lr: float, config: Config):
     axis.plot(lrs[: len(smoothed)], smoothed, color=BLUE, label="smoothed")
     axis.axvline(max_lr, color=ORANGE, linestyle="--", label=f"chosen: {max_lr:.3g}")
     limit = smoothed.min() + LOSS_GIVEN_UP * (smoothed[0] - smoothed.min())
-    axis.axhline(limit, color=GREEN, linestyle=":", label=f"{1 - LOSS_GIVEN_UP:.0%} of its fall")
+    label = f"{100 * (1 - LOSS_GIVEN_UP):.0f} % of the fall kept"
+    axis.axhline(limit, color=GREEN, linestyle=":", label=label)
     axis.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
+    axis.xaxis.set_minor_formatter("")  # powers of ten are enough
     top = 1.3 * smoothed[0]
-    axis.set(ylim=(0.9 * min(losses), top), xlim=(lrs[0], lrs[np.flatnonzero(smoothed < top)[-1]]))
+    end = min(np.flatnonzero(smoothed < top)[-1] + 2, len(lrs) - 1)  # then, the loss is out of view
+    axis.set(xlim=(lrs[0], lrs[end]), ylim=(0.9 * min(losses), top))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     _show(figure, f"LR finder: OneCycle will peak at {max_lr:.3g}", "lr_finder", config)
 
