@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))  # from whatever working directory
 import utils  # noqa: E402
 
 SPLIT_SEED = 0  # of the validation images: the same for all seeds of training
+SETTINGS = utils.Config.__dataclass_fields__.keys() - {"seed", "output_dir"}  # open to the user
 SMOKE = {"profile": "quick", "train_images": 200, "epochs": 1, "lr_finder_steps": 30}
 
 

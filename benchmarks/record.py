@@ -91,7 +91,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="a few digits; the scores are void")
     args = parser.parse_args()
     try:
-        settings = common.parse_settings(args.settings, utils.Config.__dataclass_fields__)
+        settings = common.parse_settings(args.settings, common.SETTINGS)
     except ValueError as error:
         parser.error(str(error))
     settings = {name: values[0] for name, values in settings.items()}

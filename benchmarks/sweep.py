@@ -62,7 +62,7 @@ def print_table(rows: list[dict]):
     """Print a line for every combination of settings, the best first."""
     groups = defaultdict(list)
     for row in rows:
-        groups[json.dumps(row["settings"])].append(row)
+        groups[json.dumps(row["settings"], sort_keys=True)].append(row)
     if any(row["smoke"] for row in rows):
         print("*** SMOKE TEST: far too little training. The numbers are no result. ***")
     print(f"{'validation (%)':<24}{'mirrored views':<24}{'s/epoch':>8}  settings")
@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3, help="so many, from 0 on; default 3")
     parser.add_argument("--smoke", action="store_true", help="a few digits; the scores are void")
     args = parser.parse_args()
-    known = {"max_lr", *utils.Config.__dataclass_fields__, *LEVERS}
+    known = {"max_lr", *common.SETTINGS, *LEVERS}
     try:
         settings = common.parse_settings(args.settings, known)
     except ValueError as error:

@@ -52,6 +52,14 @@ def test_sweep_trains_every_combination_with_every_seed_once(call, tmp_path):
     assert file.read_bytes() == before, "nothing is trained again"
 
 
+def test_order_of_the_settings_does_not_matter(call, tmp_path):
+    file = tmp_path / "sweep.jsonl"
+    call(sweep, file, "max_lr=0.01", "momentum=0.8", "--seeds", 1, "--smoke")
+    printed = call(sweep, file, "momentum=0.8", "max_lr=0.01", "--seeds", 2, "--smoke")
+    assert len(common.read_rows(file)) == 2
+    assert printed.count("(n=2)") == 2, "one line, with both scores"
+
+
 def test_sweep_goes_on_after_a_cut_line(call, tmp_path):
     file = tmp_path / "sweep.jsonl"
     call(sweep, file, "max_lr=0.01", "--seeds", 2, "--smoke")
@@ -82,12 +90,12 @@ def test_sweep_never_sees_the_test_images(call, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script", [sweep, record])
-@pytest.mark.parametrize("setting", ["depth=3", "weight_decay", "=3"])
+@pytest.mark.parametrize("setting", ["depth=3", "seed=3", "weight_decay", "=3"])
 def test_bad_settings_are_told(call, tmp_path, script, setting, capsys):
     with pytest.raises(SystemExit):
         call(script, tmp_path / "rows.jsonl", setting, "--smoke")
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "There is no setting depth" in message or "is not of the form" in message
+    assert "There is no setting" in message or "is not of the form" in message
     assert not (tmp_path / "rows.jsonl").exists()
 
 
