@@ -10,6 +10,7 @@ Read it from top to bottom, in the order in which the data flows:
 """
 
 import contextlib
+import copy
 import ctypes
 import io
 import json
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from http.client import HTTPException
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -149,14 +151,15 @@ def get_config(profile: str | None = None, **overrides) -> Config:
         settings[name] = kind(settings[name])
     config = Config(**settings)
     torch.manual_seed(config.seed)
-    _keep_freed_memory()
+    if config.device.type == "cpu":
+        _keep_freed_memory()
     _announce(config)
     return config
 
 
 def _keep_freed_memory():
     # By default, glibc returns the memory of large tensors to the system and fetches it anew for
-    # the next batch: on a CPU, that costs a fifth of the time. Other systems have no such call.
+    # the next batch, which costs a fifth of the time. Other systems have no such call.
     with contextlib.suppress(AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: take large blocks from the heap, too
@@ -310,7 +313,8 @@ class DeviceDataset(Dataset):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        indices = torch.as_tensor(indices, device=self.images.device)
+        # A copy that blocks would wait for the step before.
+        indices = torch.as_tensor(indices).to(self.images.device, non_blocking=True)
         images = self.images.index_select(0, indices).permute(0, 3, 1, 2)
         return self.transform(images), self.labels.index_select(0, indices)
 
@@ -448,7 +452,10 @@ def _get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.S
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others}]
-    return torch.optim.SGD(groups, lr, config.momentum, nesterov=True, fused=True)
+    optimizer = torch.optim.SGD(groups, lr, config.momentum, nesterov=True, fused=True)
+    for p in model.parameters():  # or a first step that the scaler skips leaves them undefined
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 def _progress_bar(*args, **options) -> tqdm:
@@ -483,7 +490,7 @@ def find_lr(
     Raises ValueError when the loss diverges too early to suggest anything.
     """
     path = config.output_dir / "lr_finder.json"
-    weights = sum(p.double().sum().item() for p in model.parameters())
+    weights = sum(p.detach().cpu().double().sum().item() for p in model.parameters())
     test_of = json.loads(json.dumps([_get_settings(model, config), weights, start_lr, end_lr]))
     curve = {}
     if config.resume and path.exists():
@@ -496,6 +503,8 @@ def find_lr(
         curve = {"test_of": test_of, "lr": lrs, "loss": losses}
         _write(path, json.dumps(curve).encode())
     max_lr, smoothed = suggest_lr(curve["lr"], curve["loss"])
+    if max_lr == curve["lr"][-1]:
+        print(f"LR finder: up to {max_lr:.3g}, the loss never rose: a higher end_lr may find more.")
     _plot_lr_finder(curve["lr"], curve["loss"], smoothed, max_lr, config)
     return max_lr
 
@@ -514,18 +523,21 @@ def _run_range_test(model, train_loader, config: Config, start_lr: float, end_lr
     )
     # The stream as it is now, not as it is while the library is silenced.
     bar = partial(_progress_bar, desc="LR finder", file=sys.stdout)
-    with (
-        _explain_memory(config),
-        torch.random.fork_rng(),
-        mock.patch.object(torch_lr_finder.lr_finder, "tqdm", bar),
-        contextlib.redirect_stdout(io.StringIO()),  # it would advise to call its own plot()
-    ):
-        # No smoothing here: it would lag behind the learning rate, and that of suggest_lr does not.
-        finder.range_test(train_loader, None, start_lr, end_lr, config.lr_finder_steps, smooth_f=0)
-    finder.reset()
-    model.train(training)
+    steps = config.lr_finder_steps
+    try:
+        with (
+            _explain_memory(config),
+            torch.random.fork_rng(),
+            mock.patch.object(torch_lr_finder.lr_finder, "tqdm", bar),
+            contextlib.redirect_stdout(io.StringIO()),  # it would advise to call its own plot()
+        ):
+            # No smoothing: it would lag behind the learning rate, and that of suggest_lr does not.
+            finder.range_test(train_loader, None, start_lr, end_lr, steps, smooth_f=0)
+    finally:
+        finder.reset()
+        model.train(training)
     lrs, losses = finder.history["lr"], finder.history["loss"]
-    if len(lrs) < config.lr_finder_steps:
+    if len(lrs) < steps:
         print(f"LR finder: the loss diverged at a learning rate of {lrs[-1]:.2g}, which is enough.")
     return lrs, losses
 
@@ -605,7 +617,8 @@ def _check_losses(losses: Tensor, lrs: Sequence[float]):
         step = losses.isfinite().int().argmin().item()
         raise FloatingPointError(
             f"The loss became {losses[step].item()} in step {step + 1} of this epoch, with a "
-            f"learning rate of {lrs[step]:.3g}: train again with a smaller max_lr."
+            f"learning rate of {lrs[step]:.3g}: train a new model with a smaller max_lr and "
+            f"resume=False."
         )
 
 
@@ -666,30 +679,34 @@ class Checkpoint:
         if names := [name for name in saved if saved[name] != self.settings.get(name)]:
             raise ValueError(f"{self.path} was made with another {', '.join(names)}: {way_out}")
         for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+            if state[name]:  # a loss scaler's is empty where it was not used: on another device
+                part.load_state_dict(state[name])
         torch.set_rng_state(state["random_states"][0])
-        for index, random_state in enumerate(state["random_states"][1:]):
-            torch.cuda.set_rng_state(random_state, index)
+        if torch.cuda.is_available() and len(state["random_states"]) > 1:
+            torch.cuda.set_rng_state(state["random_states"][1])
         return state["rest"]
 
     def save(self, **rest):
         """Write parts, random states and the rest: numbers, strings, tensors, and lists of them."""
-        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        random_states = [torch.get_rng_state()]
+        if torch.cuda.is_available():
+            random_states.append(torch.cuda.get_rng_state())
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"settings": self.settings, "random_states": [torch.get_rng_state(), *gpus]}
+        state |= {"settings": self.settings, "random_states": random_states}
         buffer = io.BytesIO()
         torch.save({**state, "rest": rest}, buffer)
-        _write(self.path, buffer.getvalue())
+        _write(self.path, buffer.getbuffer())
 
     def put_aside(self):
         """Make room for a run from the start; nothing is lost."""
         if self.path.exists():
-            previous = self.path.with_stem(f"{self.path.stem}-previous")
+            names = (self.path.with_stem(f"{self.path.stem}-previous-{n}") for n in count(1))
+            previous = next(path for path in names if not path.exists())
             os.replace(self.path, previous)
             print(f"The checkpoint that was there is now {previous}.")
 
 
-def _write(path: Path, data: bytes):
+def _write(path: Path, data: bytes | memoryview):
     """Replace a file at once: a kill or a full disk at any moment leaves the old one whole."""
     temporary = path.with_suffix(".tmp")
     try:
@@ -736,6 +753,7 @@ def fit_one_cycle(
     try:
         for epoch in range(len(history["seconds"]), config.epochs):
             print(f"Epoch {epoch + 1}")
+            weights = copy.deepcopy(model.state_dict())
             start = time.perf_counter()
             with _explain_memory(config):
                 scores = train(model, train_loader, optimizer, scheduler, scaler, config)
@@ -748,7 +766,11 @@ def fit_one_cycle(
             checkpoint.save(history=history)
             _write(config.output_dir / "history.json", json.dumps(history).encode())
     except KeyboardInterrupt:
-        print(f"Interrupted in epoch {epoch + 1}; to go on from its start, run this again.")
+        model.load_state_dict(weights)  # so that model and history tell of the same epochs
+        for name, values in history.items():
+            del values[epoch * (len(train_loader) if name == "lr" else 1) :]
+        again = "run this again" + " with resume=True" * (not config.resume)
+        print(f"Interrupted in epoch {epoch + 1}, and set back to its start: to go on, {again}.")
     return history
 
 
@@ -768,10 +790,11 @@ def _resume(checkpoint: Checkpoint, config: Config) -> dict[str, list[float]]:
     if history:
         done = len(history["seconds"])
         state = "Finished before, and loaded" if done == config.epochs else "Going on"
+        peak = checkpoint.parts["optimizer"].param_groups[0]["max_lr"]
         print(
-            f"{state} from {checkpoint.path}: {done} of {config.epochs} epochs are done, the last "
-            f"with a test accuracy of {history['test_accuracy'][-1]:.2f} %. To train afresh, set "
-            f"resume=False, or another folder by S11_OUTPUT_DIR."
+            f"{state} from {checkpoint.path}: {done} of {config.epochs} epochs are done, with a "
+            f"peak of {peak:.3g} and now a test accuracy of {history['test_accuracy'][-1]:.2f} %. "
+            f"To train afresh, set resume=False, and run all again from there with a new model."
         )
     return history
 

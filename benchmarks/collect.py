@@ -33,7 +33,7 @@ def group_by_lr(rows: list[dict]) -> dict[str, dict[float, list[float]]]:
     groups = defaultdict(lambda: defaultdict(list))
     for row in rows:
         settings = dict(row["settings"])
-        if "max_lr" in settings:
+        if "max_lr" in settings and "diverged" not in row:
             max_lr = settings.pop("max_lr")
             name = ", ".join(f"{key} {value}" for key, value in settings.items()) or "as it is"
             groups[name][max_lr].append(row["accuracy"])

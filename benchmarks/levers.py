@@ -165,7 +165,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 @contextmanager
 def compile_model(mode: str, model: nn.Module, *_):
-    """Compile the network with torch.compile in one of its modes."""
+    """Compile the network with torch.compile in one of its modes; it stays so."""
     model.compile(mode=mode, dynamic=False)
     yield
 

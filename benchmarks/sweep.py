@@ -66,13 +66,19 @@ def print_table(rows: list[dict]):
     if any(row["smoke"] for row in rows):
         print("*** SMOKE TEST: far too little training. The numbers are no result. ***")
     print(f"{'validation (%)':<24}{'mirrored views':<24}{'s/epoch':>8}  settings")
-    for settings, group in sorted(
-        groups.items(), key=lambda item: -mean(row["accuracy"] for row in item[1])
-    ):
-        scores = ([row[name] for row in group] for name in ("accuracy", "mirrored_accuracy"))
-        seconds = mean(row["epoch_seconds"] for row in group)
-        columns = "".join(f"{common.describe(values):<24}" for values in scores)
-        print(f"{columns}{seconds:>8.2f}  {settings}")
+    for settings, group in sorted(groups.items(), key=lambda item: rank(item[1]), reverse=True):
+        done = [row for row in group if "diverged" not in row]
+        scores = ([row[name] for row in done] for name in ("accuracy", "mirrored_accuracy"))
+        columns = "".join(f"{common.describe(values) if values else '-':<24}" for values in scores)
+        seconds = f"{mean(row['epoch_seconds'] for row in done):.2f}" if done else "-"
+        lost = f", diverged {len(group) - len(done)} times" * (len(done) < len(group))
+        print(f"{columns}{seconds:>8}  {settings}{lost}")
+
+
+def rank(group: list[dict]) -> tuple[bool, float]:
+    """Return what is higher for better rows; those of which one diverged are the worst."""
+    done = [row["accuracy"] for row in group if "diverged" not in row]
+    return len(done) == len(group), mean(done) if done else 0
 
 
 def main():
@@ -98,13 +104,14 @@ def main():
         done = [(row["settings"], row["seed"], row["smoke"]) for row in common.read_rows(args.file)]
         if (settings, seed, args.smoke) in done:
             continue
+        begin = time.perf_counter()
         try:
             row = run(settings, seed, args.smoke)
         except FloatingPointError as error:
-            print(f"{settings}, seed {seed}: {error}", flush=True)
-            continue
+            row = {"settings": settings, "seed": seed, "smoke": args.smoke, "diverged": str(error)}
         common.append_row(args.file, row)
-        print(f"{row['accuracy']:.2f} % in {row['seconds']:.0f} s: {settings}, seed {seed}")
+        result = "diverged" if "diverged" in row else f"{row['accuracy']:.2f} %"
+        print(f"{result} in {time.perf_counter() - begin:.0f} s: {settings}, seed {seed}")
         sys.stdout.flush()
     print_table([row for row in common.read_rows(args.file) if row["smoke"] == args.smoke])
 

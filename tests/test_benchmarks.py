@@ -52,6 +52,22 @@ def test_sweep_trains_every_combination_with_every_seed_once(call, tmp_path):
     assert file.read_bytes() == before, "nothing is trained again"
 
 
+def test_diverged_runs_are_kept_and_ranked_last(call, tmp_path, monkeypatch):
+    fit = utils.fit_one_cycle
+
+    def diverging_fit(model, train_loader, test_loader, max_lr, config):
+        if (max_lr, config.seed) == (0.02, 1):
+            raise FloatingPointError("The loss became nan")
+        return fit(model, train_loader, test_loader, max_lr, config)
+
+    monkeypatch.setattr(utils, "fit_one_cycle", diverging_fit)
+    arguments = (tmp_path / "sweep.jsonl", "max_lr=0.02,0.01", "--seeds", 2, "--smoke")
+    printed = call(sweep, *arguments)
+    assert printed.splitlines()[-1].endswith('{"max_lr": 0.02}, diverged 1 times')
+    assert len(common.read_rows(tmp_path / "sweep.jsonl")) == 4
+    assert call(sweep, *arguments).count(" s: ") == 0
+
+
 def test_order_of_the_settings_does_not_matter(call, tmp_path):
     file = tmp_path / "sweep.jsonl"
     call(sweep, file, "max_lr=0.01", "momentum=0.8", "--seeds", 1, "--smoke")

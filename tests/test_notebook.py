@@ -75,6 +75,12 @@ def test_numbers_in_the_parameters_cell_are_the_defaults():
 # What is saved
 
 
+def test_first_cell_says_which_profile_the_outputs_are_of():
+    (config,) = (cell for cell in CODE if cell.id == "config")
+    told = "outputs saved here are those of its quick profile" in NOTEBOOK.cells[0].source
+    assert told == ("QUICK PROFILE" in get_text(config))
+
+
 def test_every_cell_was_executed_in_order():
     assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
 

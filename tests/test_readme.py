@@ -82,14 +82,11 @@ def test_results_are_those_of_results_json():
         f"| {settings['train_images']:,} of 50,000 | {settings['epochs']} ({steps} steps) | "
         f"{settings['batch_size']} | {run['max_lr']:.4f} | {loss:.4f} | **{accuracy:.2f} %** |"
     ]
-    for (what, form, unit), row in zip(
-        (
-            ("input pipeline, images per second", ",.0f", 1),
-            ("training step, seconds", ".2f", 1000),
-        ),
-        results["speed"],
-        strict=True,
+    for what, form, unit in (
+        ("input pipeline, images per second", ",.0f", 1),
+        ("training step, seconds", ".2f", 1000),
     ):
+        (row,) = (row for row in results["speed"] if row["what"].startswith(what.split(",")[0]))
         plain, ours = row["plain"] / unit, row["ours"] / unit
         rows.append(f"| {what} | {plain:{form}} | {ours:{form}} | **{row['ratio']:.1f} x** |")
     for row in rows:

@@ -123,6 +123,7 @@ def test_interrupting_within_an_epoch_drops_its_steps(resuming, model, monkeypat
         patch.setattr(torch.optim.SGD, "step", stopping_step)
         history = utils.fit_one_cycle(model, *loaders, 0.05, resuming)
     assert len(history["lr"]) == 2, "those of the finished epoch"
+    assert_same_state(model.state_dict(), load(resuming.output_dir)["model"])
     history = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, resuming)
     assert len(history["lr"]) == 6
 
@@ -165,8 +166,67 @@ def test_resume_false_trains_afresh_and_keeps_the_old_checkpoint(
     fresh = make_config(epochs=3, batch_size=32, train_images=64, resume=False)
     history = utils.fit_one_cycle(make_small_model(), *utils.get_dataloaders(fresh), 0.05, fresh)
     assert len(history["test_loss"]) == 3
-    assert (resuming.output_dir / "checkpoint-previous.pt").read_bytes() == old
+    assert (resuming.output_dir / "checkpoint-previous-1.pt").read_bytes() == old
     assert "The checkpoint that was there is now" in capsys.readouterr().out
+
+
+def test_every_checkpoint_that_was_put_aside_is_kept(make_config):
+    config = make_config(epochs=1, batch_size=32, train_images=64, resume=False)
+    loaders, contents = utils.get_dataloaders(config), []
+    for _ in range(4):
+        utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)
+        contents.append((config.output_dir / "checkpoint.pt").read_bytes())
+    for number, content in enumerate(contents[:3], start=1):
+        assert (config.output_dir / f"checkpoint-previous-{number}.pt").read_bytes() == content
+
+
+def test_interrupting_the_first_epoch_leaves_the_model_as_it_was(resuming, model, monkeypatch):
+    before = copy.deepcopy(model.state_dict())
+    loaders = utils.get_dataloaders(resuming)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "test", interrupt)  # after the epoch's last step
+        utils.fit_one_cycle(model, *loaders, 0.05, resuming)
+    assert_same_state(model.state_dict(), before)
+
+
+def test_interrupting_the_checkpoint_takes_the_epoch_back(resuming, model, monkeypatch):
+    before = copy.deepcopy(model.state_dict())
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.Checkpoint, "save", interrupt)
+        history = utils.fit_one_cycle(model, *utils.get_dataloaders(resuming), 0.05, resuming)
+    assert_same_state(model.state_dict(), before)
+    assert all(values == [] for values in history.values())
+
+
+def test_checkpoint_of_a_gpu_goes_on_elsewhere(interrupted, resuming):
+    """With the random state of a GPU that is not there, and without that of a loss scaler."""
+    path = resuming.output_dir / "checkpoint.pt"
+    state = load(resuming.output_dir)
+    state["random_states"].append(torch.zeros(16, dtype=torch.uint8))
+    torch.save(state, path)
+    loaders = utils.get_dataloaders(resuming)
+    history = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, resuming)
+    assert len(history["test_loss"]) == 3
+
+
+def test_checkpoint_without_a_scaler_goes_on_where_one_is_used(tmp_path):
+    def make_parts(enabled):
+        scaler = torch.amp.GradScaler("cpu", init_scale=512, enabled=enabled)
+        return {"model": make_small_model(), "scaler": scaler}
+
+    path = tmp_path / "checkpoint.pt"
+    utils.Checkpoint(path, {}, **make_parts(False)).save(history={})
+    parts = make_parts(True)
+    utils.Checkpoint(path, {}, **parts).load()
+    assert parts["scaler"].get_scale() == 512
 
 
 def test_peak_learning_rate_is_that_of_the_checkpoint(interrupted, resuming, make_config, tmp_path):

@@ -270,6 +270,38 @@ def test_find_lr_says_when_it_stops_early(model, config, loaders, capsys):
     assert "diverged" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("rises", [False, True])
+def test_find_lr_says_when_the_loss_never_rises(model, config, loaders, capsys, monkeypatch, rises):
+    losses = [*np.linspace(2.3, 1, 40), *([1.5, 2.0, 3.0] * rises)]
+    lrs = np.logspace(-3, 0, len(losses)).tolist()
+    monkeypatch.setattr(utils, "_run_range_test", lambda *_: (lrs, losses))
+    utils.find_lr(model, loaders[0], config)
+    assert ("up to 1, the loss never rose" in capsys.readouterr().out) != rises
+
+
+def test_interrupted_range_test_restores_everything(model, config, loaders, monkeypatch):
+    before, step, calls = state(model), torch.optim.SGD.step, []
+
+    def stopping_step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    stopping_step.hooked = True
+    monkeypatch.setattr(torch.optim.SGD, "step", stopping_step)
+    with pytest.raises(KeyboardInterrupt):
+        utils.find_lr(model.eval(), loaders[0], config)
+    assert_same(before, state(model))
+    assert not model.training
+
+
+def test_momentum_is_defined_before_the_first_step(model, config):
+    optimizer = utils._get_optimizer(model, 0.1, config)
+    buffers = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+    assert all((buffer == 0).all() for buffer in buffers)
+
+
 def change_nothing(model, config):
     pass
 
