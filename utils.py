@@ -706,8 +706,8 @@ class Checkpoint:
             print(f"The checkpoint that was there is now {previous}.")
 
 
-def _write(path: Path, data: bytes | memoryview):
-    """Replace a file at once: a kill or a full disk at any moment leaves the old one whole."""
+def _write(path: Path, data: bytes | memoryview) -> bool:
+    """Replace a file at once, and say if it worked; at any moment, there is the old or the new."""
     temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -715,10 +715,12 @@ def _write(path: Path, data: bytes | memoryview):
             file.write(data)
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        return True
     except OSError as error:
         warnings.warn(f"{path} could not be written ({error}); the run goes on.", stacklevel=4)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        return False
 
 
 def fit_one_cycle(
@@ -822,10 +824,10 @@ def _show(figure: plt.Figure, title: str, name: str, config: Config):
     path = config.output_dir / f"{name}.png"
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
-    _write(path, picture.getvalue())
+    saved = _write(path, picture.getbuffer())
     if "inline" in plt.get_backend():
         plt.show()
-    else:  # in a terminal: a window would only hold up the run
+    elif saved:  # in a terminal: a window would only hold up the run
         print(f"Figure saved: {path}")
     plt.close(figure)
 

@@ -42,7 +42,7 @@ def test_too_little_gpu_memory_names_the_batch_size(model, config, loaders, monk
         works[work]()
 
 
-def test_figure_that_cannot_be_saved_is_shown_anyway(make_config, tmp_path, monkeypatch):
+def test_figure_that_cannot_be_saved_is_shown_anyway(make_config, tmp_path, monkeypatch, capsys):
     (tmp_path / "a file").write_text("where a folder should be")
     config = make_config(output_dir=tmp_path / "a file" / "images")
     calls = []
@@ -53,6 +53,10 @@ def test_figure_that_cannot_be_saved_is_shown_anyway(make_config, tmp_path, monk
     with pytest.warns(UserWarning, match="history.png could not be written"):
         utils.plot_history(history, config)
     assert calls == [1]
+    monkeypatch.setattr(utils.plt, "get_backend", lambda: "agg")
+    with pytest.warns(UserWarning, match="history.png could not be written"):
+        utils.plot_history(history, config)
+    assert "Figure saved" not in capsys.readouterr().out
 
 
 def test_bars_are_closed_after_an_interrupt(model, config, make_loader, monkeypatch):
