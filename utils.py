@@ -565,8 +565,11 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np
             f"The loss only rises after step {lowest} of the LR finder's {len(lrs)}, too early to "
             f"suggest a learning rate: start below {lrs[0]:.2g}, or check the data and labels."
         )
-    limit = smoothed[lowest] + LOSS_GIVEN_UP * (smoothed[0] - smoothed[lowest])
-    return float(lrs[np.flatnonzero(smoothed <= limit)[-1]]), smoothed
+    return float(lrs[np.flatnonzero(smoothed <= _get_loss_limit(smoothed))[-1]]), smoothed
+
+
+def _get_loss_limit(smoothed: np.ndarray) -> float:
+    return smoothed.min() + LOSS_GIVEN_UP * (smoothed[0] - smoothed.min())
 
 
 def train(
@@ -865,9 +868,8 @@ def _plot_lr_finder(lrs, losses, smoothed, max_lr: float, config: Config):
     axis.plot(lrs, losses, ".", color=GREY, label="loss of one batch")
     axis.plot(lrs[: len(smoothed)], smoothed, color=BLUE, label="smoothed")
     axis.axvline(max_lr, color=ORANGE, linestyle="--", label=f"chosen: {max_lr:.3g}")
-    limit = smoothed.min() + LOSS_GIVEN_UP * (smoothed[0] - smoothed.min())
     label = f"{100 * (1 - LOSS_GIVEN_UP):.0f} % of the fall kept"
-    axis.axhline(limit, color=GREEN, linestyle=":", label=label)
+    axis.axhline(_get_loss_limit(smoothed), color=GREEN, linestyle=":", label=label)
     axis.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
     axis.xaxis.set_minor_formatter("")  # powers of ten are enough
     top = 1.3 * smoothed[0]

@@ -79,7 +79,7 @@ def main():
                 results[name] = check(common.read_rows(file), file)
     except ValueError as error:
         parser.error(str(error))
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    utils._write(path, (json.dumps(results, indent=1) + "\n").encode())  # the old whole or the new
     print(f"{path} has {', '.join(f'{name} ({len(rows)})' for name, rows in results.items())}")
     if args.record and args.sweep:
         figure = args.into / "images" / "lr_sweep.png"

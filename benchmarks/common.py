@@ -1,5 +1,6 @@
-"""What the other scripts share: the machine's description, quiet calls, rows of JSON, one run."""
+"""What the other scripts share: their arguments, rows of JSON, the machine, images and scores."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -122,6 +123,24 @@ def describe(values: list[float]) -> str:
     """Return mean and standard deviation of a few values, as '95.01 ± 0.12 (n=5)'."""
     spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
     return f"{mean(values):.2f}{spread} (n={len(values)})"
+
+
+def get_parser(description: str, seeds: int, form: str) -> argparse.ArgumentParser:
+    """Return the parser of a script that trains settings, in this form, with several seeds."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=raw)
+    parser.add_argument("file", type=Path, help="append JSON lines to it")
+    parser.add_argument("settings", nargs="*", metavar=form, help="see above")
+    seeds_help = f"so many, from 0 on; default {seeds}"
+    parser.add_argument("--seeds", type=int, default=seeds, help=seeds_help)
+    parser.add_argument("--smoke", action="store_true", help="a few digits; the scores are void")
+    return parser
+
+
+def is_done(path: Path, settings: dict, seed: int, smoke: bool) -> bool:
+    """Say whether the file has the row of these settings and this seed."""
+    wanted = settings, seed, smoke
+    return wanted in [(row["settings"], row["seed"], row["smoke"]) for row in read_rows(path)]
 
 
 def parse_settings(arguments: list[str], known: Iterable[str]) -> dict[str, list]:

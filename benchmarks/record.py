@@ -79,16 +79,11 @@ def read_numbers(name: str) -> list[int]:
 
 def main():
     """Train the seeds that the file does not have yet, and print what it has."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("file", type=Path, help="append JSON lines to it")
-    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="see above")
-    parser.add_argument("--seeds", type=int, default=5, help="so many, from 0 on; default 5")
+    parser = common.get_parser(__doc__, 5, "NAME=VALUE")
     near = "file with a column TestID"
     parser.add_argument(
         "--near-duplicates", type=read_numbers, default=[], metavar="CSV", help=near
     )
-    parser.add_argument("--smoke", action="store_true", help="a few digits; the scores are void")
     args = parser.parse_args()
     try:
         settings = common.parse_settings(args.settings, common.SETTINGS)
@@ -99,8 +94,7 @@ def main():
     outputs = Path(os.environ.get("S11_OUTPUT_DIR") or common.ROOT / "outputs")
     name = "-".join(["record", *args.settings, *["smoke"] * args.smoke])
     for seed in range(args.seeds):
-        done = [(row["settings"], row["seed"], row["smoke"]) for row in common.read_rows(args.file)]
-        if (settings, seed, args.smoke) in done:
+        if common.is_done(args.file, settings, seed, args.smoke):
             continue
         folder = outputs / name / f"seed-{seed}"
         row = run(settings, seed, args.smoke, args.near_duplicates, folder)

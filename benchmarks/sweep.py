@@ -12,7 +12,6 @@ finder's, unless it is given), any field of utils.Config, or a lever of benchmar
 test images are never looked at.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -20,7 +19,6 @@ import time
 from collections import defaultdict
 from contextlib import ExitStack
 from itertools import product
-from pathlib import Path
 from statistics import mean
 
 import common
@@ -83,12 +81,7 @@ def rank(group: list[dict]) -> tuple[bool, float]:
 
 def main():
     """Train what the file does not have yet, and print its table."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("file", type=Path, help="append JSON lines to it")
-    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE,VALUE", help="see above")
-    parser.add_argument("--seeds", type=int, default=3, help="so many, from 0 on; default 3")
-    parser.add_argument("--smoke", action="store_true", help="a few digits; the scores are void")
+    parser = common.get_parser(__doc__, 3, "NAME=VALUE,VALUE")
     args = parser.parse_args()
     known = {"max_lr", *common.SETTINGS, *LEVERS}
     try:
@@ -101,8 +94,7 @@ def main():
     args.file.touch()  # a bad path must fail now, not after the first run
     # The seeds outside: stopped at any moment, the settings can be compared as far as they are.
     for seed, settings in product(range(args.seeds), combinations):
-        done = [(row["settings"], row["seed"], row["smoke"]) for row in common.read_rows(args.file)]
-        if (settings, seed, args.smoke) in done:
+        if common.is_done(args.file, settings, seed, args.smoke):
             continue
         begin = time.perf_counter()
         try:

@@ -1,5 +1,6 @@
 """Switch everything to the quick profile, the notebook's kernel included; offer stand-ins."""
 
+import itertools
 import os
 import pickle
 import sys
@@ -64,6 +65,41 @@ def make_small_model():
 @pytest.fixture
 def model():
     return make_small_model()
+
+
+@pytest.fixture
+def before_steps(monkeypatch):
+    """Return a function that has something called with the optimizer before each step of any SGD.
+
+    It may raise. Called again, it replaces what it had called until then.
+    """
+    step = torch.optim.SGD.step
+
+    def watch(call):
+        def watched_step(self, *args, **kwargs):
+            call(self)
+            return step(self, *args, **kwargs)
+
+        watched_step.hooked = True  # or torch would wrap it, and run the hooks twice
+        monkeypatch.setattr(torch.optim.SGD, "step", watched_step)
+
+    return watch
+
+
+@pytest.fixture
+def interrupt_step(before_steps):
+    """Return a function that interrupts the step of this number, counted from 1; 0: none."""
+
+    def interrupt(number):
+        steps = itertools.count(1)
+
+        def check(_):
+            if next(steps) == number:
+                raise KeyboardInterrupt
+
+        before_steps(check)
+
+    return interrupt
 
 
 @pytest.fixture

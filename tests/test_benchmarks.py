@@ -37,6 +37,20 @@ def call(monkeypatch, tmp_path, capsys):
     return run
 
 
+@pytest.fixture
+def read(monkeypatch):
+    """Collect the number of images of every pass that predicts."""
+    counts, predict = [], utils.predict
+
+    def noting_predict(model, loader):
+        logits, labels = predict(model, loader)
+        counts.append(len(labels))
+        return logits, labels
+
+    monkeypatch.setattr(utils, "predict", noting_predict)
+    return counts
+
+
 def test_sweep_trains_every_combination_with_every_seed_once(call, tmp_path):
     file = tmp_path / "sweep.jsonl"
     settings = ("max_lr=0.01,0.02", "weight_decay=0,5e-4")
@@ -92,15 +106,7 @@ def test_sweep_uses_the_lr_finder_without_a_rate(call, tmp_path):
     assert row["max_lr"] > 0
 
 
-def test_sweep_never_sees_the_test_images(call, tmp_path, monkeypatch):
-    read, predict = [], utils.predict
-
-    def noting_predict(model, loader):
-        logits, labels = predict(model, loader)
-        read.append(len(labels))
-        return logits, labels
-
-    monkeypatch.setattr(utils, "predict", noting_predict)
+def test_sweep_never_sees_the_test_images(call, tmp_path, read):
     call(sweep, tmp_path / "sweep.jsonl", "max_lr=0.01", "--seeds", 1, "--smoke")
     assert set(read) == {20}, "a tenth of the 200 training images"
 
@@ -115,15 +121,7 @@ def test_bad_settings_are_told(call, tmp_path, script, setting, capsys):
     assert not (tmp_path / "rows.jsonl").exists()
 
 
-def test_record_tests_once_per_seed_after_the_end(call, tmp_path, monkeypatch):
-    read, predict = [], utils.predict
-
-    def noting_predict(model, loader):
-        logits, labels = predict(model, loader)
-        read.append(len(labels))
-        return logits, labels
-
-    monkeypatch.setattr(utils, "predict", noting_predict)
+def test_record_tests_once_per_seed_after_the_end(call, tmp_path, read):
     numbers = tmp_path / "near.csv"
     numbers.write_text("TestID,TrainID\n0,5\n3,5\n3,7\n")
     file = tmp_path / "record.jsonl"
@@ -264,15 +262,9 @@ def test_lr_floor(fit):
     assert history["lr"][-1] == pytest.approx(0.005)
 
 
-def test_bias_lr(fit, monkeypatch):
-    used, step = [], torch.optim.SGD.step
-
-    def noting_step(self, *args, **kwargs):
-        used.append([group["lr"] for group in self.param_groups])
-        return step(self, *args, **kwargs)
-
-    noting_step.hooked = True
-    monkeypatch.setattr(torch.optim.SGD, "step", noting_step)
+def test_bias_lr(fit, before_steps):
+    used = []
+    before_steps(lambda sgd: used.append([group["lr"] for group in sgd.param_groups]))
     fit("bias_lr", 4)
     assert all(lrs[2] == pytest.approx(4 * lrs[0]) for lrs in used)
     assert all(lrs[0] == lrs[1] for lrs in used)

@@ -89,5 +89,14 @@ def test_results_are_those_of_results_json():
         (row,) = (row for row in results["speed"] if row["what"].startswith(what.split(",")[0]))
         plain, ours = row["plain"] / unit, row["ours"] / unit
         rows.append(f"| {what} | {plain:{form}} | {ours:{form}} | **{row['ratio']:.1f} x** |")
+    step, pipeline = (
+        next(row["ratio"] for row in results["speed"] if row["what"].startswith(what))
+        for what in ("training step", "input pipeline")
+    )
+    top = README[: README.index("## Results")]
+    assert f"{settings['train_images']:,} of the 50,000 training images" in top
+    assert f"{accuracy:.2f} % in {settings['epochs']} epochs" in top
+    assert f"{step:.1f} times as fast as the plain way" in top
+    assert f"the input pipeline {pipeline:.0f} times" in top
     for row in rows:
         assert row in section, row

@@ -108,20 +108,11 @@ def test_interrupting_keeps_the_history_so_far(resuming, model, capsys, request)
     assert "Interrupted in epoch 3" in capsys.readouterr().out
 
 
-def test_interrupting_within_an_epoch_drops_its_steps(resuming, model, monkeypatch):
+def test_interrupting_within_an_epoch_drops_its_steps(resuming, model, interrupt_step):
     loaders = utils.get_dataloaders(resuming)
-    step, calls = torch.optim.SGD.step, []
-
-    def stopping_step(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    stopping_step.hooked = True
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", stopping_step)
-        history = utils.fit_one_cycle(model, *loaders, 0.05, resuming)
+    interrupt_step(4)
+    history = utils.fit_one_cycle(model, *loaders, 0.05, resuming)
+    interrupt_step(0)
     assert len(history["lr"]) == 2, "those of the finished epoch"
     assert_same_state(model.state_dict(), load(resuming.output_dir)["model"])
     history = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, resuming)

@@ -101,16 +101,14 @@ def test_weight_decay_spares_batchnorm_and_biases(model, config):
 
 
 @pytest.fixture
-def steps(monkeypatch):
+def steps(before_steps):
     """Collect (learning rate, momentum) of every step that any SGD makes."""
-    made, step = [], torch.optim.SGD.step
+    made = []
 
-    def noting_step(self, *args, **kwargs):
-        made.append((self.param_groups[0]["lr"], self.param_groups[0]["momentum"]))
-        return step(self, *args, **kwargs)
+    def note(sgd):
+        made.append((sgd.param_groups[0]["lr"], sgd.param_groups[0]["momentum"]))
 
-    noting_step.hooked = True  # or torch would wrap it, and run the hooks twice
-    monkeypatch.setattr(torch.optim.SGD, "step", noting_step)
+    before_steps(note)
     return made
 
 
@@ -279,17 +277,9 @@ def test_find_lr_says_when_the_loss_never_rises(model, config, loaders, capsys, 
     assert ("up to 1, the loss never rose" in capsys.readouterr().out) != rises
 
 
-def test_interrupted_range_test_restores_everything(model, config, loaders, monkeypatch):
-    before, step, calls = state(model), torch.optim.SGD.step, []
-
-    def stopping_step(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    stopping_step.hooked = True
-    monkeypatch.setattr(torch.optim.SGD, "step", stopping_step)
+def test_interrupted_range_test_restores_everything(model, config, loaders, interrupt_step):
+    before = state(model)
+    interrupt_step(5)
     with pytest.raises(KeyboardInterrupt):
         utils.find_lr(model.eval(), loaders[0], config)
     assert_same(before, state(model))
