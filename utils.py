@@ -176,7 +176,8 @@ def _announce(config: Config):
     if "google.colab" in sys.modules and not on_gpu:
         print("This Colab has no GPU: Runtime > Change runtime type > T4 GPU, then run all again.")
     name = torch.cuda.get_device_name(config.device) if on_gpu else config.device.type.upper()
-    precision = _autocast(config.device).get("dtype", torch.float32)
+    autocast = _autocast(config.device)
+    precision = autocast["dtype"] if autocast.get("enabled", True) else torch.float32
     print(
         f"{config.dataset}, {config.epochs} epochs, batches of {config.batch_size}, "
         f"on {name} in {str(precision).removeprefix('torch.')} (PyTorch {torch.__version__})"
@@ -434,16 +435,17 @@ def show_summary(model: nn.Module):
 
 
 def _autocast(device: torch.device) -> dict:
-    """Return torch.autocast's arguments: bfloat16 where it is native, else float16; CPU float32."""
-    if device.type != "cuda":
-        return {"device_type": device.type, "enabled": False}
-    native = torch.cuda.get_device_capability(device) >= (8, 0)  # a T4 only emulates bfloat16
-    return {"device_type": "cuda", "dtype": torch.bfloat16 if native else torch.float16}
+    """Return torch.autocast's arguments: bfloat16 where it is native, else float16 on a GPU."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)  # a T4 only emulates bfloat16
+        return {"device_type": "cuda", "dtype": torch.bfloat16 if native else torch.float16}
+    native = device.type == "cpu" and torch.cpu._is_amx_tile_supported()  # Intel's matrix units
+    return {"device_type": device.type, "dtype": torch.bfloat16, "enabled": native}
 
 
 def _get_scaler(device: torch.device) -> torch.amp.GradScaler:
     """Return the loss scaler for float16; its default of 65536 would skip the first steps."""
-    enabled = _autocast(device).get("dtype") == torch.float16
+    enabled = _autocast(device)["dtype"] == torch.float16
     return torch.amp.GradScaler(device.type, init_scale=1024, enabled=enabled)
 
 

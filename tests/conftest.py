@@ -49,6 +49,20 @@ def loaders(config):
     return utils.get_dataloaders(config)
 
 
+@pytest.fixture(autouse=True)
+def native_bfloat16(monkeypatch):
+    """Return a function that gives the CPU native bfloat16 or takes it away; at first, it has none.
+
+    Else, what the tests see would depend on the machine.
+    """
+
+    def switch(on):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: on)
+
+    switch(False)
+    return switch
+
+
 def make_small_model():
     """Return a network with BatchNorm and maps of 16 x 16, which trains in milliseconds."""
     torch.manual_seed(0)

@@ -207,9 +207,27 @@ def test_mixed_precision_by_gpu(monkeypatch, capability, dtype, scales):
     assert not scales or scaler._init_scale <= 4096
 
 
-def test_full_precision_on_the_cpu(config):
+@pytest.mark.parametrize(("native", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_cpu_is_as_precise_as_is_fast(make_config, native_bfloat16, native, dtype, capsys):
+    native_bfloat16(native)
+    config = make_config()
+    assert f"on CPU in {str(dtype).removeprefix('torch.')} " in capsys.readouterr().out
     with torch.autocast(**utils._autocast(config.device)):
-        assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.float32
+        assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == dtype
+    assert not utils._get_scaler(config.device).is_enabled(), "bfloat16 has the range of float32"
+
+
+def test_mixed_precision_reaches_every_pass(model, config, loaders, native_bfloat16):
+    seen = []
+    model[0].register_forward_hook(lambda *values: seen.append(values[-1].dtype))
+    native_bfloat16(True)
+    max_lr = utils.find_lr(model, loaders[0], config)
+    history = utils.fit_one_cycle(model, *loaders, max_lr, config)
+    assert set(seen) == {torch.bfloat16}
+    logits, _ = utils.predict(model, loaders[1])
+    assert logits.dtype == torch.float32, "losses are computed in full precision"
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert history["train_loss"][-1] < history["train_loss"][0]
 
 
 # The LR finder
