@@ -2,6 +2,7 @@
 
     python benchmarks/record.py record.jsonl --seeds 5
     python benchmarks/record.py record.jsonl --seeds 5 cutout_size=8
+    python benchmarks/record.py record.jsonl --finished outputs/full            # the notebook's
     python benchmarks/record.py smoke.jsonl --seeds 2 --smoke                     # does it run?
 
 The settings are those of utils.Config, and the LR finder's answer is used, as in the notebook; any
@@ -9,6 +10,8 @@ field can be given another value. Every seed is appended as one JSON line; what 
 is not trained again, and a run that was stopped goes on from its checkpoint.
 
 After every epoch, the accuracy on 1,000 of the training images, not augmented, shows how it goes.
+--finished adds a run that the notebook has made on this machine, with what it tested per epoch.
+
 The test images are read in the end, as they are, for the result; again with their mirror images,
 for a column of its own; and without those that have a near duplicate among the training images, if
 --near-duplicates names a CSV file with their numbers in a column TestID (as ciFAIR has it; Barz &
@@ -24,9 +27,13 @@ from pathlib import Path
 
 import common
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
 import utils
 from models.resnet import ResNet18
+
+PER_EPOCH = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 
 
 def run(settings: dict, seed: int, smoke: bool, near_duplicates: list[int], folder: Path) -> dict:
@@ -40,20 +47,47 @@ def run(settings: dict, seed: int, smoke: bool, near_duplicates: list[int], fold
         model = ResNet18().to(config.device)
         max_lr = utils.find_lr(model, train_loader, config)
         history = utils.fit_one_cycle(model, train_loader, probe_loader, max_lr, config)
-        scores, right = common.evaluate(model, test_loader)
-    row = {
+        scores = measure(model, test_loader, near_duplicates)
+    probe = {name.replace("test", "probe"): history[name] for name in PER_EPOCH}
+    return {
         **{"settings": settings, "seed": seed, "smoke": smoke, "max_lr": max(history["lr"])},
-        **{"test_images": len(right), **scores},
-        "epoch_seconds": common.get_epoch_seconds(history),
-        "seconds": time.perf_counter() - begin,
-        "history": {
-            "train_loss": history["train_loss"],
-            "train_accuracy": history["train_accuracy"],
-            "probe_loss": history["test_loss"],
-            "probe_accuracy": history["test_accuracy"],
-            "seconds": history["seconds"],
-        },
+        **{**scores, "epoch_seconds": common.get_epoch_seconds(history)},
+        **{"seconds": time.perf_counter() - begin, "history": probe},
     }
+
+
+def read_finished(folder: Path, near_duplicates: list[int]) -> dict:
+    """Return the same of a run that utils.fit_one_cycle has finished in a folder.
+
+    Raises ValueError when it is not finished, or of the quick profile.
+    """
+    with common.quiet():
+        state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        fields, history = state["settings"], state["rest"]["history"]
+        del fields["network"]
+        config = utils.get_config(**fields, output_dir=folder)
+        if config.caveat or len(history["seconds"]) < config.epochs:
+            raise ValueError(f"{folder} has no finished run on all training images of CIFAR-10.")
+        _, test_loader = utils.get_dataloaders(config)
+        model = ResNet18().to(config.device, memory_format=torch.channels_last)
+        model.load_state_dict(state["model"])
+        scores = measure(model, test_loader, near_duplicates)
+    changed = {
+        name: value
+        for name, value in fields.items()
+        if name in common.SETTINGS - {"profile"} and value != getattr(utils.Config, name)
+    }
+    return {
+        **{"settings": changed, "seed": config.seed, "smoke": False, "max_lr": max(history["lr"])},
+        **{**scores, "epoch_seconds": common.get_epoch_seconds(history)},
+        "history": {name: history[name] for name in PER_EPOCH},
+    }
+
+
+def measure(model: nn.Module, test_loader: DataLoader, near_duplicates: list[int]) -> dict:
+    """Return what the test images say of a model."""
+    scores, right = common.evaluate(model, test_loader)
+    row = {"test_images": len(right), **scores}
     if near_duplicates:
         others = leave_out(right, near_duplicates)
         row["without_near_duplicates"] = common.get_percentage(others)
@@ -84,6 +118,8 @@ def main():
     parser.add_argument(
         "--near-duplicates", type=read_numbers, default=[], metavar="CSV", help=near
     )
+    finished = "do not train, but add the run that has finished there"
+    parser.add_argument("--finished", type=Path, metavar="FOLDER", help=finished)
     args = parser.parse_args()
     try:
         settings = common.parse_settings(args.settings, common.SETTINGS)
@@ -91,6 +127,14 @@ def main():
         parser.error(str(error))
     settings = {name: values[0] for name, values in settings.items()}
     args.file.touch()  # a bad path must fail now, not after the first run
+    if args.finished:
+        try:
+            row = read_finished(args.finished, args.near_duplicates)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        settings, args.seeds = row["settings"], 0
+        if not common.is_done(args.file, settings, row["seed"], args.smoke):
+            common.append_row(args.file, row)
     outputs = Path(os.environ.get("S11_OUTPUT_DIR") or common.ROOT / "outputs")
     name = "-".join(["record", *args.settings, *["smoke"] * args.smoke])
     for seed in range(args.seeds):

@@ -139,6 +139,46 @@ def test_record_tests_once_per_seed_after_the_end(call, tmp_path, read):
     assert call(record, *arguments).count(" s: ") == 0, "nothing is trained again"
 
 
+@pytest.fixture
+def finished(make_config, tiny_cifar10):
+    """Return a function that trains the small network on a small CIFAR-10, and its folder."""
+
+    def train(**settings):
+        config = make_config("full", **{"epochs": 2, "batch_size": 50, **settings})
+        history = utils.fit_one_cycle(
+            make_small_model(), *utils.get_dataloaders(config), 0.01, config
+        )
+        return config.output_dir, history
+
+    return train
+
+
+def test_record_takes_a_finished_run(call, tmp_path, finished, monkeypatch):
+    folder, history = finished(seed=3)
+    monkeypatch.setenv("S11_DATA_DIR", str(tmp_path / "data"))
+    file = tmp_path / "record.jsonl"
+    for _ in range(2):
+        printed = call(record, file, "--finished", folder)
+        (row,) = common.read_rows(file)
+        assert (row["settings"], row["seed"]) == ({"epochs": 2, "batch_size": 50}, 3)
+        assert row["test_images"] == 20
+        assert row["accuracy"] == row["history"]["test_accuracy"][-1]
+        assert row["history"]["train_loss"] == history["train_loss"]
+        assert row["max_lr"] == max(history["lr"])
+        assert f"accuracy                {row['accuracy']:.2f} (n=1)" in printed
+
+
+@pytest.mark.parametrize(("interrupted", "settings"), [(3, {}), (0, {"train_images": 60})])
+def test_record_takes_no_partial_run(
+    call, tmp_path, finished, interrupt_step, capsys, interrupted, settings
+):
+    interrupt_step(interrupted)
+    folder, _ = finished(**settings)
+    with pytest.raises(SystemExit):
+        call(record, tmp_path / "record.jsonl", "--finished", folder)
+    assert "has no finished run on all training images" in capsys.readouterr().err
+
+
 def test_near_duplicates_are_left_out():
     right = torch.tensor([True, False, True, False, False])
     assert record.leave_out(right, [0, 3]).tolist() == [False, True, False]
