@@ -39,9 +39,10 @@ import torchvision
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from sklearn.datasets import load_digits
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, recall_score
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
+from torch.nn import Module
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import extract_archive
 from tqdm import TqdmExperimentalWarning, tqdm
@@ -377,7 +378,9 @@ def _download_cifar10(data_dir: Path):
     sources = [by_hand.absolute().as_uri()] * by_hand.exists() + list(CIFAR10_MIRRORS)
     data_dir.mkdir(parents=True, exist_ok=True)
     # In a folder of its own, so that two processes can do this at once.
-    with tempfile.TemporaryDirectory(dir=data_dir) as folder, _network_timeout():
+    with tempfile.TemporaryDirectory(dir=data_dir) as folder, contextlib.ExitStack() as stack:
+        stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+        socket.setdefaulttimeout(NETWORK_TIMEOUT)
         archive = Path(folder, by_hand.name)
         for source in sources:
             try:
@@ -400,16 +403,6 @@ def _download_cifar10(data_dir: Path):
     )
 
 
-@contextlib.contextmanager
-def _network_timeout():
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _load_digits(_):
     """Return scikit-learn's 8 x 8 digits as 32 x 32 RGB images, a fifth of them for testing."""
     digits = load_digits()
@@ -427,7 +420,7 @@ def _load_digits(_):
 # --------------------------------------------------------------------------------------------------
 
 
-def show_summary(model: nn.Module):
+def show_summary(model: Module):
     """Print the layers of a model for one 32 x 32 RGB image, its parameters and multiply-adds."""
     columns = ("input_size", "kernel_size", "output_size", "num_params", "trainable")
     summary = torchinfo.summary(model, (1, 3, 32, 32), col_names=columns, col_width=16, verbose=0)
@@ -449,7 +442,7 @@ def _get_scaler(device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, init_scale=1024, enabled=enabled)
 
 
-def _get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.SGD:
+def _get_optimizer(model: Module, lr: float, config: Config) -> torch.optim.SGD:
     """Return SGD with Nesterov momentum, without weight decay on BatchNorm and biases."""
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -477,7 +470,7 @@ def _explain_memory(config: Config):
 
 
 def find_lr(
-    model: nn.Module,
+    model: Module,
     train_loader: DataLoader,
     config: Config,
     start_lr: float = 1e-3,
@@ -505,8 +498,8 @@ def find_lr(
         curve = {"test_of": test_of, "lr": lrs, "loss": losses}
         _write(path, json.dumps(curve).encode())
     max_lr, smoothed = suggest_lr(curve["lr"], curve["loss"])
-    if max_lr == curve["lr"][-1]:
-        print(f"LR finder: up to {max_lr:.3g}, the loss never rose: a higher end_lr may find more.")
+    if max_lr * MARGIN == (last := curve["lr"][-1]):
+        print(f"LR finder: up to {last:.3g}, the loss never rose: a higher end_lr may find more.")
     _plot_lr_finder(curve["lr"], curve["loss"], smoothed, max_lr, config)
     return max_lr
 
@@ -544,15 +537,16 @@ def _run_range_test(model, train_loader, config: Config, start_lr: float, end_lr
     return lrs, losses
 
 
-LOSS_GIVEN_UP = 0.2  # of its fall: by how much a loss may have risen again at the suggested peak
+LOSS_GIVEN_UP = 0.2  # the part of its fall by which the loss may have risen again
+MARGIN = 2  # the suggested peak lasts for many steps, not for one: so much below where that is
 
 
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np.ndarray]:
     """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
 
-    It is the last learning rate at which the loss still has 80 % of its fall: beyond, steps are so
-    large that they undo what was learned. Unlike where the loss is lowest or falls fastest, this
-    does not depend on how soon the network had learned what it can in so few steps.
+    It is half the last learning rate at which the loss still has 80 % of its fall: beyond, steps
+    are so large that they undo what was learned. Unlike where the loss is lowest or falls fastest,
+    this does not depend on how soon the network had learned what it can in so few steps.
 
     Raises ValueError when the loss rises from the start, so that there is nothing to suggest.
     """
@@ -567,7 +561,8 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np
             f"The loss only rises after step {lowest} of the LR finder's {len(lrs)}, too early to "
             f"suggest a learning rate: start below {lrs[0]:.2g}, or check the data and labels."
         )
-    return float(lrs[np.flatnonzero(smoothed <= _get_loss_limit(smoothed))[-1]]), smoothed
+    last = np.flatnonzero(smoothed <= _get_loss_limit(smoothed))[-1]
+    return float(lrs[last]) / MARGIN, smoothed
 
 
 def _get_loss_limit(smoothed: np.ndarray) -> float:
@@ -575,7 +570,7 @@ def _get_loss_limit(smoothed: np.ndarray) -> float:
 
 
 def train(
-    model: nn.Module,
+    model: Module,
     train_loader: DataLoader,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
@@ -590,7 +585,7 @@ def train(
     Raises FloatingPointError at the end of an epoch in which the loss became infinite or NaN.
     """
     device = next(model.parameters()).device
-    losses, lrs, correct, count = [], [], torch.zeros((), device=device), 0
+    losses, correct, count = [], torch.zeros((), device=device), 0
     model.train()
     with _progress_bar(total=len(train_loader), desc="Train") as bar:
         for images, labels in train_loader:
@@ -603,7 +598,6 @@ def train(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            lrs += scheduler.get_last_lr()[:1]
             scheduler.step()
             # The numbers stay on the device: reading one in every step would make the GPU wait.
             losses.append(F.cross_entropy(logits.detach(), labels, reduction="sum"))
@@ -613,22 +607,17 @@ def train(
         losses = torch.stack(losses).cpu()
         loss, accuracy = losses.sum().item() / count, 100 * correct.item() / count
         bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
-    _check_losses(losses, lrs)
-    return loss, accuracy
-
-
-def _check_losses(losses: Tensor, lrs: Sequence[float]):
     if not losses.isfinite().all():
         step = losses.isfinite().int().argmin().item()
         raise FloatingPointError(
-            f"The loss became {losses[step].item()} in step {step + 1} of this epoch, with a "
-            f"learning rate of {lrs[step]:.3g}: train a new model with a smaller max_lr and "
-            f"resume=False."
+            f"The loss became {losses[step]} in step {step + 1} of this epoch: train a new model "
+            f"with a smaller max_lr and resume=False."
         )
+    return loss, accuracy
 
 
 @torch.no_grad()
-def predict(model: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
+def predict(model: Module, loader: Iterable) -> tuple[Tensor, Tensor]:
     """Return logits, float32 (N, num_classes), and labels (N,) in the loader's order."""
     device = next(model.parameters()).device
     model.eval()
@@ -640,7 +629,7 @@ def predict(model: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
     return torch.cat(logits), torch.cat(labels)
 
 
-def test(model: nn.Module, test_loader: DataLoader) -> tuple[float, float]:
+def test(model: Module, test_loader: DataLoader) -> tuple[float, float]:
     """Evaluate in one pass; return the mean cross-entropy per image and the accuracy in %."""
     logits, labels = predict(model, test_loader)
     loss = F.cross_entropy(logits, labels).item()
@@ -650,7 +639,7 @@ def test(model: nn.Module, test_loader: DataLoader) -> tuple[float, float]:
     return loss, accuracy
 
 
-def _get_settings(model: nn.Module, config: Config) -> dict:
+def _get_settings(model: Module, config: Config) -> dict:
     """Return what must be the same for a saved result to be used again."""
     elsewhere = ("device", "data_dir", "output_dir", "resume")  # what may change in between
     settings = {name: value for name, value in vars(config).items() if name not in elsewhere}
@@ -728,12 +717,11 @@ def _write(path: Path, data: bytes | memoryview) -> bool:
         return False
 
 
+HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
+
+
 def fit_one_cycle(
-    model: nn.Module,
-    train_loader: DataLoader,
-    test_loader: DataLoader,
-    max_lr: float,
-    config: Config,
+    model: Module, train_loader: DataLoader, test_loader: DataLoader, max_lr: float, config: Config
 ) -> dict[str, list[float]]:
     """Train with the 1cycle policy (Smith & Topin, 2017, arXiv:1708.07120), and test every epoch.
 
@@ -748,45 +736,42 @@ def fit_one_cycle(
     if not isinstance(max_lr, float | int) or not 0 < max_lr < float("inf"):
         raise ValueError(f"max_lr is {max_lr!r}, but must be a number above 0.")
     torch.manual_seed(config.seed)
-    total_steps = config.epochs * len(train_loader)
-    optimizer, scheduler, scaler = _get_one_cycle(model, max_lr, total_steps, config)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-    path = config.output_dir / "checkpoint.pt"
-    checkpoint = Checkpoint(path, _get_settings(model, config), **parts)
-    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
-    history = _resume(checkpoint, config) or {name: [] for name in names}
-    lrs = []
-    optimizer.register_step_pre_hook(lambda *_: lrs.append(optimizer.param_groups[0]["lr"]))
-    try:
-        for epoch in range(len(history["seconds"]), config.epochs):
-            print(f"Epoch {epoch + 1}")
-            weights = copy.deepcopy(model.state_dict())
+    parts = _get_one_cycle(model, max_lr, len(train_loader), config)
+    path, settings = config.output_dir / "checkpoint.pt", _get_settings(model, config)
+    checkpoint = Checkpoint(path, settings, model=model, **parts)
+    history = _resume(checkpoint, config) or {name: [] for name in HISTORY}
+    lrs, groups = [], parts["optimizer"].param_groups
+    parts["optimizer"].register_step_pre_hook(lambda *_: lrs.append(groups[0]["lr"]))
+    for epoch in range(len(history["seconds"]), config.epochs):
+        print(f"Epoch {epoch + 1}")
+        weights = copy.deepcopy(model.state_dict())
+        lrs.clear()
+        try:
             start = time.perf_counter()
             with _explain_memory(config):
-                scores = train(model, train_loader, optimizer, scheduler, scaler, config)
+                scores = train(model, train_loader, **parts, config=config)
             seconds = time.perf_counter() - start
             scores = (*scores, *test(model, test_loader), seconds)
-            for name, value in zip(names, scores, strict=False):
-                history[name].append(value)
-            history["lr"] += lrs
-            lrs.clear()
-            checkpoint.save(history=history)
-            _write(config.output_dir / "history.json", json.dumps(history).encode())
-    except KeyboardInterrupt:
-        model.load_state_dict(weights)  # so that model and history tell of the same epochs
-        for name, values in history.items():
-            del values[epoch * (len(train_loader) if name == "lr" else 1) :]
-        again = "run this again" + " with resume=True" * (not config.resume)
-        print(f"Interrupted in epoch {epoch + 1}, and set back to its start: to go on, {again}.")
+            new = zip(HISTORY, [*([score] for score in scores), lrs], strict=True)
+            longer = {name: history[name] + values for name, values in new}
+            checkpoint.save(history=longer)
+            _write(config.output_dir / "history.json", json.dumps(longer).encode())
+            history = longer
+        except KeyboardInterrupt:
+            model.load_state_dict(weights)  # so that model and history tell of the same epochs
+            print(f"Interrupted in epoch {epoch + 1}: with resume=True, a new call repeats it.")
+            break
     return history
 
 
-def _get_one_cycle(model: nn.Module, max_lr: float, total_steps: int, config: Config):
-    """Return optimizer, scheduler and loss scaler of a run from its start."""
+def _get_one_cycle(model: Module, max_lr: float, steps: int, config: Config) -> dict:
+    """Return optimizer, scheduler and loss scaler for epochs of so many steps."""
     optimizer = _get_optimizer(model.to(memory_format=torch.channels_last), max_lr, config)
     warmup = {"pct_start": config.warmup_fraction, "cycle_momentum": False}
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps, **warmup)
-    return optimizer, scheduler, _get_scaler(config.device)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr, epochs=config.epochs, steps_per_epoch=steps, **warmup
+    )
+    return {"optimizer": optimizer, "scheduler": scheduler, "scaler": _get_scaler(config.device)}
 
 
 def _resume(checkpoint: Checkpoint, config: Config) -> dict[str, list[float]]:
@@ -870,8 +855,9 @@ def _plot_lr_finder(lrs, losses, smoothed, max_lr: float, config: Config):
     axis.plot(lrs, losses, ".", color=GREY, label="loss of one batch")
     axis.plot(lrs[: len(smoothed)], smoothed, color=BLUE, label="smoothed")
     axis.axvline(max_lr, color=ORANGE, linestyle="--", label=f"chosen: {max_lr:.3g}")
-    label = f"{100 * (1 - LOSS_GIVEN_UP):.0f} % of the fall kept"
-    axis.axhline(_get_loss_limit(smoothed), color=GREEN, linestyle=":", label=label)
+    limit, last = _get_loss_limit(smoothed), MARGIN * max_lr
+    label = f"{100 * (1 - LOSS_GIVEN_UP):.0f} % of the fall kept, up to {last:.3g}"
+    axis.plot([lrs[0], last], [limit, limit], ":o", markevery=[1], color=GREEN, label=label)
     axis.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
     axis.xaxis.set_minor_formatter("")  # powers of ten are enough
     top = 1.3 * smoothed[0]
@@ -925,16 +911,14 @@ def plot_history(history: dict[str, list[float]], config: Config) -> None:
 
 
 @plt.rc_context(STYLE)
-def plot_confusion_matrix(model: nn.Module, test_loader: DataLoader, config: Config):
+def plot_confusion_matrix(model: Module, test_loader: DataLoader, config: Config):
     """Draw the number of test images per true and predicted class, and the accuracy per class."""
     logits, labels = predict(model, test_loader)
-    matrix = confusion_matrix(
-        labels.cpu(), logits.argmax(1).cpu(), labels=range(len(config.classes))
-    )
-    names = [
-        f"{name}: {accuracy:.1f} %"
-        for name, accuracy in zip(config.classes, get_class_accuracy(matrix), strict=True)
-    ]
+    counted = labels.cpu(), logits.argmax(1).cpu()
+    classes = {"labels": range(len(config.classes))}
+    matrix = confusion_matrix(*counted, **classes)
+    accuracies = recall_score(*counted, **classes, average=None, zero_division=np.nan)
+    names = [f"{c}: {100 * a:.1f} %" for c, a in zip(config.classes, accuracies, strict=True)]
     figure, axis = plt.subplots(figsize=(8.5, 7.5))
     display = ConfusionMatrixDisplay(matrix, display_labels=config.classes)
     display.plot(ax=axis, cmap="Blues", colorbar=False, xticks_rotation=45)
@@ -947,12 +931,6 @@ def plot_confusion_matrix(model: nn.Module, test_loader: DataLoader, config: Con
     finding = f"{first} and {second} are mixed up most: {pairs.max()} of {pairs.sum():,} mistakes"
     title = finding[0].upper() + finding[1:] if pairs.any() else "Not one mistake"
     _show(figure, title, "confusion_matrix", config)
-
-
-def get_class_accuracy(matrix: np.ndarray) -> np.ndarray:
-    """Return the accuracy per class in % of a confusion matrix (true, predicted); NaN if empty."""
-    totals = matrix.sum(axis=1)
-    return 100 * np.divide(matrix.diagonal(), totals, out=totals * np.nan, where=totals > 0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -971,7 +949,7 @@ class Misclassified(NamedTuple):
     indices: Tensor  # int64 (M,), the position in the test set
 
 
-def get_misclassified(model: nn.Module, test_loader: DataLoader) -> Misclassified:
+def get_misclassified(model: Module, test_loader: DataLoader) -> Misclassified:
     """Collect all mistakes, the one with the highest loss first."""
     batches = list(test_loader)  # one pass, so that images and logits belong together
     logits, labels = predict(model, batches)
@@ -1006,7 +984,7 @@ def plot_misclassified(misclassified: Misclassified, config: Config, count: int 
     _show_images(denormalize(shown.images, config), titles, 5, title, "misclassified", config)
 
 
-def get_map_size(model: nn.Module, layer: nn.Module) -> tuple[int, int]:
+def get_map_size(model: Module, layer: Module) -> tuple[int, int]:
     """Return height and width of the maps that a layer of the model makes of a 32 x 32 image.
 
     Raises ValueError when the layer is not in the model, or makes no maps.
@@ -1020,10 +998,10 @@ def get_map_size(model: nn.Module, layer: nn.Module) -> tuple[int, int]:
 
 @plt.rc_context(STYLE)
 def plot_gradcam(
-    model: nn.Module,
+    model: Module,
     misclassified: Misclassified,
     config: Config,
-    target_layer: nn.Module,
+    target_layer: Module,
     count: int = 10,
 ):
     """Draw where the network looked in the first mistakes, for the predicted and the true class.

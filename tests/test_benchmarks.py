@@ -368,9 +368,9 @@ def test_muon_takes_orthogonal_steps_and_trains_the_rest_as_before(fit, config):
 def test_cudnn_may_choose_while_it_trains(monkeypatch, fit):
     train, seen = utils.train, []
 
-    def noting_train(*args):
+    def noting_train(*args, **kwargs):
         seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark))
-        return train(*args)
+        return train(*args, **kwargs)
 
     monkeypatch.setattr(utils, "train", noting_train)
     fit("cudnn_benchmark", True)

@@ -222,9 +222,11 @@ def test_confusion_matrix_has_true_classes_in_rows(mistaken, config, shown):
     assert labels[0] == "0: 100.0 %"
 
 
-def test_class_accuracy():
-    matrix = np.array([[3, 1, 0], [0, 0, 0], [2, 2, 0]])
-    np.testing.assert_array_equal(utils.get_class_accuracy(matrix), [75, np.nan, 0])
+def test_class_without_images_has_no_accuracy(model, make_loader, config, shown):
+    loader = make_loader(torch.zeros(6, 3, 32, 32), torch.tensor([1] * 6), 6)
+    utils.plot_confusion_matrix(model, loader, config)
+    labels = [label.get_text() for label in shown[0][0].axes[0].get_yticklabels()]
+    assert [label for label in labels if "nan" not in label] in (["1: 0.0 %"], ["1: 100.0 %"])
 
 
 def test_samples_are_shown_plain_and_augmented(loaders, config, shown):

@@ -100,27 +100,27 @@ def make_curve(lrs, lowest, steepness, drop):
 
 @many
 @given(st.floats(-2, 0.3), st.floats(3, 8), st.floats(0.3, 1.5), st.integers(60, 300))
-def test_suggestion_is_where_the_loss_has_lost_a_fifth_of_its_fall(
+def test_suggestion_is_half_of_where_the_loss_has_lost_a_fifth_of_its_fall(
     exponent, steepness, drop, steps
 ):
     lrs = np.logspace(-4, 1, steps)
     losses = make_curve(lrs, 10**exponent, steepness, drop)
     suggested, smoothed = utils.suggest_lr(lrs, losses)
     kept = (smoothed[0] - smoothed) / (smoothed[0] - smoothed.min())
-    assert kept[lrs == suggested] >= 0.8 - 1e-9
-    assert (kept[lrs > suggested] < 0.8).all()
+    assert kept[lrs == 2 * suggested] >= 0.8 - 1e-9
+    assert (kept[lrs > 2 * suggested] < 0.8).all()
     assert smoothed.min() >= losses.min() - 1e-9
 
 
 @many
 @given(seeds, st.floats(-1.5, 0.3), st.floats(0, 0.1))
-def test_suggestion_is_the_end_of_a_noisy_plateau_and_not_a_chance_minimum(seed, exponent, noise):
+def test_suggestion_is_half_the_end_of_a_noisy_plateau_and_no_chance_minimum(seed, exponent, noise):
     lrs = np.logspace(-4, 1, 300)
     x = np.log10(lrs)
     losses = 2.3 - np.clip(x + 4, 0, 1) + np.clip(4 * (x - exponent), 0, 3)
     losses += noise * np.random.default_rng(seed).standard_normal(300)
     suggested, _ = utils.suggest_lr(lrs, losses)
-    assert 0.75 < suggested / 10**exponent < 1.4
+    assert 0.75 < 2 * suggested / 10**exponent < 1.4
 
 
 @many
@@ -131,17 +131,3 @@ def test_suggestion_moves_with_the_axis_and_not_with_the_loss(exponent, shift, s
     expected, _ = utils.suggest_lr(lrs, losses)
     moved, _ = utils.suggest_lr(lrs * 10**shift, losses * scale + offset)
     assert moved == pytest.approx(expected * 10**shift, rel=1e-6)
-
-
-@many
-@given(seeds, st.integers(1, 12), st.integers(0, 50))
-def test_class_accuracies_average_to_the_accuracy(seed, classes, images):
-    rng = np.random.default_rng(seed)
-    matrix = rng.multinomial(images, np.full(classes**2, 1 / classes**2)).reshape(classes, classes)
-    accuracies = utils.get_class_accuracy(matrix)
-    totals = matrix.sum(1)
-    assert np.array_equal(np.isnan(accuracies), totals == 0)
-    filled = totals > 0
-    assert ((accuracies[filled] >= 0) & (accuracies[filled] <= 100)).all()
-    correct = (accuracies[filled] * totals[filled]).sum() / 100
-    assert correct == pytest.approx(matrix.trace())

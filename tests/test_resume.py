@@ -90,11 +90,11 @@ def interrupted(resuming, model, monkeypatch):
     """Stop a run in its third epoch; return its history."""
     train, calls = utils.train, []
 
-    def stopping_train(*args):
+    def stopping_train(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return train(*args)
+        return train(*args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(utils, "train", stopping_train)
