@@ -767,7 +767,8 @@ def fit_one_cycle(
 def _get_one_cycle(model: Module, max_lr: float, steps: int, config: Config) -> dict:
     """Return optimizer, scheduler and loss scaler for epochs of so many steps."""
     optimizer = _get_optimizer(model.to(memory_format=torch.channels_last), max_lr, config)
-    warmup = {"pct_start": config.warmup_fraction, "cycle_momentum": False}
+    # A hair more than asked: with a warm-up of exactly one step, OneCycleLR divides by zero.
+    warmup = {"pct_start": config.warmup_fraction + 1e-9, "cycle_momentum": False}
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr, epochs=config.epochs, steps_per_epoch=steps, **warmup
     )

@@ -133,6 +133,16 @@ def test_learning_rate_reaches_its_peak_after_the_warm_up(model, make_config):
     assert (falling < 0).all()
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 4, 5, 6])
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.2, 0.5])
+def test_any_number_of_steps_is_a_cycle(model, make_config, epochs, warmup_fraction):
+    settings = {"epochs": epochs, "warmup_fraction": warmup_fraction}
+    config = make_config(batch_size=32, train_images=32, **settings)
+    history = utils.fit_one_cycle(model, *utils.get_dataloaders(config), 0.05, config)
+    assert len(history["lr"]) == epochs
+    assert all(0 <= lr <= 0.0501 for lr in history["lr"])
+
+
 def test_history_is_complete_and_plain(model, config, loaders, capsys):
     history = utils.fit_one_cycle(model, *loaders, 0.05, config)
     per_epoch = {"train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"}
