@@ -607,13 +607,17 @@ def train(
         losses = torch.stack(losses).cpu()
         loss, accuracy = losses.sum().item() / count, 100 * correct.item() / count
         bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
+    _check_losses(losses)
+    return loss, accuracy
+
+
+def _check_losses(losses: Tensor):
     if not losses.isfinite().all():
         step = losses.isfinite().int().argmin().item()
         raise FloatingPointError(
             f"The loss became {losses[step]} in step {step + 1} of this epoch: train a new model "
             f"with a smaller max_lr and resume=False."
         )
-    return loss, accuracy
 
 
 @torch.no_grad()
@@ -727,11 +731,9 @@ def fit_one_cycle(
 
     Returns the history: per epoch train_loss, train_accuracy, test_loss, test_accuracy and seconds
     (of training alone), and lr per step. Losses are means over images, accuracies are in %.
-
-    After every epoch, checkpoint.pt and history.json are written to config.output_dir. With
-    config.resume, an interrupted run goes on from there, and a finished one is loaded. Raises
-    ValueError for a bad max_lr and for a checkpoint that is damaged or of another configuration,
-    FloatingPointError for an infinite loss, torch.OutOfMemoryError with the batch size.
+    Every epoch ends with checkpoint.pt and history.json in config.output_dir, where a next call
+    goes on if config.resume. Raises ValueError for a bad max_lr or checkpoint, FloatingPointError
+    for an infinite loss, torch.OutOfMemoryError with the batch size.
     """
     if not isinstance(max_lr, float | int) or not 0 < max_lr < float("inf"):
         raise ValueError(f"max_lr is {max_lr!r}, but must be a number above 0.")
