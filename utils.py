@@ -832,7 +832,7 @@ def _show_images(
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     lines = 1 + max(heading.count("\n") for heading in titles)
-    width = min(11 / columns, 2.2)
+    width = min(max(11 / columns, 1.1), 2.2)  # inches, which hold the name of a class
     size = max(columns * width, 6), rows * (width + 0.18 * lines) + 0.6
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for axis in axes.flat:
@@ -1009,6 +1009,8 @@ def plot_gradcam(
 ):
     """Draw where the network looked in the first mistakes, for the predicted and the true class.
 
+    A column per mistake: the image, and below it the heat maps of both classes.
+
     GradCAM (Selvaraju et al., 2016, arXiv:1610.02391) is grad-cam's. Raises ValueError when
     target_layer is not in the model, or when its maps have less than 5 pixels on a side.
     """
@@ -1025,12 +1027,10 @@ def plot_gradcam(
     with GradCAM(model, [target_layer]) as cam:  # one target per image, or only the first counts
         maps = [cam(shown.images, [ClassifierOutputTarget(i) for i in row]) for row in targets]
     model.train(training)
-    names = [[config.classes[i] for i in row] for row in targets]
-    pictures, titles = [], []
-    for image, heat, true_heat, name, true_name in zip(
-        denormalize(shown.images, config), *maps, *names, strict=True
-    ):
-        pictures += [image, (image, heat), (image, true_heat)]
-        titles += ["image", f"predicted: {name}", f"true: {true_name}"]
+    images = list(denormalize(shown.images, config))
+    pictures, titles = images.copy(), ["image"] * len(images)
+    for kind, heats, row in zip(("predicted", "true"), maps, targets, strict=True):
+        pictures += zip(images, heats, strict=True)
+        titles += [f"{kind}\n{config.classes[i]}" for i in row]
     title = f"GradCAM ({height} x {width} pixels): bright is what speaks for the class"
-    _show_images(pictures, titles, 6, title, "gradcam", config)
+    _show_images(pictures, titles, len(images), title, "gradcam", config)

@@ -135,14 +135,15 @@ def test_gradcam_explains_each_image_for_its_own_two_classes(network, found, con
     figure, _ = shown[0]
     heats = [axis.get_images()[1].get_array() for axis in figure.axes if len(axis.get_images()) > 1]
     squares = [(slice(0, 8),) * 2, (slice(12, 20),) * 2, (slice(24, 32),) * 2]
-    for heat, wanted in zip(heats, (0, 1, 1, 2), strict=True):  # predicted, true, predicted, true
+    for heat, wanted in zip(heats, (0, 1, 1, 2), strict=True):  # predicted twice, true twice
         means = [heat[square].mean() for square in squares]
         assert np.argmax(means) == wanted
         assert means[wanted] > 0.9
         assert sorted(means)[1] < 0.1
     assert get_titles(figure) == [
-        *("image", "predicted: 0", "true: 1"),
-        *("image", "predicted: 1", "true: 2"),
+        *("image", "image"),
+        *("predicted\n0", "predicted\n1"),
+        *("true\n1", "true\n2"),
     ]
 
 
