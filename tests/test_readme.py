@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINKS = re.findall(r"\]\(([^)\s]+)\)", README)
+RESULTS = json.loads((ROOT / "results.json").read_text(encoding="utf-8"))
 COMMANDS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -70,33 +72,49 @@ def test_one_command_fills_in_the_owner_everywhere(tmp_path):
     assert '"/OWNER/" not in REPO_URL' in re.sub(r'\\"', '"', filled), "the check stays"
 
 
-def test_results_are_those_of_results_json():
-    results = json.loads((ROOT / "results.json").read_text())
-    section = README[README.index("## Results") : README.index("## What is where")]
-    run = results["cpu_subset"]
-    settings, history = run["settings"], run["history"]
-    steps = len(history["lr"])
-    assert steps == settings["epochs"] * -(-settings["train_images"] // settings["batch_size"])
-    accuracy, loss = history["test_accuracy"][-1], history["test_loss"][-1]
-    rows = [
-        f"| {settings['train_images']:,} of 50,000 | {settings['epochs']} ({steps} steps) | "
-        f"{settings['batch_size']} | {run['max_lr']:.4f} | {loss:.4f} | **{accuracy:.2f} %** |"
-    ]
-    for what, form, unit in (
-        ("input pipeline, images per second", ",.0f", 1),
-        ("training step, seconds", ".2f", 1000),
-    ):
-        (row,) = (row for row in results["speed"] if row["what"].startswith(what.split(",")[0]))
-        plain, ours = row["plain"] / unit, row["ours"] / unit
-        rows.append(f"| {what} | {plain:{form}} | {ours:{form}} | **{row['ratio']:.1f} x** |")
-    step, pipeline = (
-        next(row["ratio"] for row in results["speed"] if row["what"].startswith(what))
-        for what in ("training step", "input pipeline")
-    )
+def get_speed(what):
+    (row,) = (row for row in RESULTS["speed"] if row["what"].startswith(what))
+    return row["plain"], row["ours"], row["ratio"]
+
+
+def test_top_says_what_was_measured():
     top = README[: README.index("## Results")]
-    assert f"{settings['train_images']:,} of the 50,000 training images" in top
-    assert f"{accuracy:.2f} % in {settings['epochs']} epochs" in top
-    assert f"{step:.1f} times as fast as the plain way" in top
-    assert f"the input pipeline {pipeline:.0f} times" in top
-    for row in rows:
-        assert row in section, row
+    accuracies = [row["accuracy"] for row in RESULTS["record"]]
+    epochs = len(RESULTS["record"][0]["history"]["test_accuracy"])
+    assert f"**{mean(accuracies):.2f} %** of the 10,000 test images after epoch {epochs}" in top
+    assert f"(n = {len(accuracies)})" in top
+    assert f"an epoch takes {RESULTS['record'][0]['epoch_seconds']:.0f} s" in top
+    assert f"{get_speed('training step')[2]:.1f} times as fast as the plain way there" in top
+    assert f"the input pipeline {get_speed('input pipeline')[2]:.0f} times" in top
+
+
+@pytest.mark.parametrize("run", RESULTS["record"], ids=lambda run: f"seed {run['seed']}")
+def test_results_are_those_of_results_json(run):
+    assert run["settings"] == {}, "the record is that of the defaults"
+    assert run["test_images"] == 10_000
+    others = f"{run['without_near_duplicates']:.2f} % of {run['images_without_near_duplicates']:,}"
+    assert (
+        f"| {run['seed']} | {run['max_lr']:.3f} | {run['loss']:.4f} | **{run['accuracy']:.2f} %** "
+        f"| {run['mirrored_accuracy']:.2f} % | {others} |\n"
+    ) in README
+
+
+def test_log_is_that_of_results_json():
+    history = RESULTS["record"][0]["history"]
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    columns = [history[name] for name in names]
+    for epoch, (loss, accuracy, *test) in enumerate(zip(*columns, strict=True), start=1):
+        row = f"| {epoch} | {loss:.4f} | {accuracy:.2f} % | {test[0]:.4f} | {test[1]:.2f} % |\n"
+        assert row in README
+    assert f"| this one | {epoch} | {test[1]:.2f} % (n=1) |" in README
+
+
+def test_speeds_are_those_of_results_json():
+    rows = (
+        ("input pipeline, images per second", ",.0f", 1),
+        ("training step, seconds", ".2f", 1e3),
+    )
+    for what, form, unit in rows:
+        plain, ours, ratio = get_speed(what.split(",")[0])
+        row = f"| {what} | {plain / unit:{form}} | {ours / unit:{form}} | **{ratio:.1f} x** |\n"
+        assert row in README
