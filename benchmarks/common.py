@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, median, stdev
+from unittest import mock
 
 import torch
 import torchvision
@@ -46,6 +47,20 @@ def describe_machine() -> dict[str, str | int | None]:
 def quiet() -> contextlib.AbstractContextManager:
     """Keep what the project prints from the screen."""
     return contextlib.redirect_stdout(io.StringIO())
+
+
+@contextlib.contextmanager
+def read_once():
+    """Read CIFAR-10 once for all runs: on a fast GPU, this takes longer than an epoch."""
+    read, kept = utils._load_cifar10, {}
+
+    def load(config):
+        if config.data_dir not in kept:
+            kept[config.data_dir] = read(config)
+        return kept[config.data_dir]
+
+    with mock.patch.object(utils, "_load_cifar10", load):
+        yield
 
 
 def read_rows(path: Path) -> list[dict]:

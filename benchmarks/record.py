@@ -111,6 +111,7 @@ def read_numbers(name: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{name} has no column TestID: {error!r}") from error
 
 
+@common.read_once()
 def main():
     """Train the seeds that the file does not have yet, and print what it has."""
     parser = common.get_parser(__doc__, 5, "NAME=VALUE")

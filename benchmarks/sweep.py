@@ -79,6 +79,7 @@ def rank(group: list[dict]) -> tuple[bool, float]:
     return len(done) == len(group), mean(done) if done else 0
 
 
+@common.read_once()
 def main():
     """Train what the file does not have yet, and print its table."""
     parser = common.get_parser(__doc__, 3, "NAME=VALUE,VALUE")

@@ -106,6 +106,20 @@ def test_sweep_uses_the_lr_finder_without_a_rate(call, tmp_path):
     assert row["max_lr"] > 0
 
 
+@pytest.mark.parametrize("script", [sweep, record])
+def test_images_are_read_once_for_all_runs(call, tmp_path, tiny_cifar10, monkeypatch, script):
+    monkeypatch.setenv("S11_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(common, "SMOKE", {"profile": "full", "epochs": 1, "batch_size": 30})
+    read, times = utils._load_cifar10, []
+    monkeypatch.setattr(utils, "_load_cifar10", lambda config: times.append(1) or read(config))
+    monkeypatch.setattr(utils, "find_lr", lambda *_: 0.01)
+    call(script, tmp_path / "rows.jsonl", "--seeds", 2, "--smoke")
+    assert len(common.read_rows(tmp_path / "rows.jsonl")) == 2
+    assert len(times) == 1
+    utils.get_dataloaders(utils.get_config("full", batch_size=30))
+    assert len(times) == 2, "elsewhere, it is read as always"
+
+
 def test_sweep_never_sees_the_test_images(call, tmp_path, read):
     call(sweep, tmp_path / "sweep.jsonl", "max_lr=0.01", "--seeds", 1, "--smoke")
     assert set(read) == {20}, "a tenth of the 200 training images"
