@@ -173,7 +173,7 @@ def _announce(config: Config):
         print("*** QUICK PROFILE: handwritten digits, NOT CIFAR-10. The numbers are no result. ***")
         print("The real run needs a GPU, which selects it by itself, or S11_PROFILE=full.")
     elif config.device.type == "cpu":
-        print(f"There is no GPU: on a CPU, {config.epochs} epochs of CIFAR-10 may take many hours.")
+        print(f"There is no GPU: on a CPU, {config.epochs} epochs may take many hours.")
     if "google.colab" in sys.modules and not on_gpu:
         print("This Colab has no GPU: Runtime > Change runtime type > T4 GPU, then run all again.")
     name = torch.cuda.get_device_name(config.device) if on_gpu else config.device.type.upper()
@@ -227,8 +227,8 @@ class RandomHorizontalFlip:
 class CutOut:
     """Set a random square in every image to 0 (DeVries & Taylor, 2017, arXiv:1708.04552).
 
-    Maps (N, C, H, W), any dtype and device, to the same. The square of size x size pixels lies
-    wholly inside the image. In normalised data, 0 is the mean.
+    Maps (N, C, H, W), any dtype and device, to the same. Unlike in the paper, the square of size x
+    size pixels lies wholly inside the image. In normalised data, 0 is the mean.
     """
 
     def __init__(self, size: int = 16):
@@ -289,9 +289,9 @@ class DeviceDataset(Dataset):
     """Hold images on the device and transform whole batches: no workers, no copies, no PIL.
 
     images: uint8 (N, 32, 32, 3); labels: integers (N,). A DataLoader fetches a whole batch by
-    __getitems__: float32 images (B, 3, 32, 32), in channels_last format because they are stored
-    that way, and int64 labels (B,). Raises ValueError for other images, or a label outside
-    0..num_classes - 1.
+    __getitems__, and passes it on with collate_fn=tuple: float32 images (B, 3, 32, 32), in
+    channels_last format because they are stored that way, and int64 labels (B,). Raises ValueError
+    for other images, or a label outside 0..num_classes - 1.
     """
 
     def __init__(self, images, labels, transform: Callable, num_classes: int = 10, device="cpu"):
