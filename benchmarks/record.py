@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 import utils
 from models.resnet import ResNet18
 
-PER_EPOCH = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+PER_EPOCH = utils.HISTORY[:-1]  # without the learning rates, which are per step
 
 
 def run(settings: dict, seed: int, smoke: bool, near_duplicates: list[int], folder: Path) -> dict:
@@ -49,11 +49,8 @@ def run(settings: dict, seed: int, smoke: bool, near_duplicates: list[int], fold
         history = utils.fit_one_cycle(model, train_loader, probe_loader, max_lr, config)
         scores = measure(model, test_loader, near_duplicates)
     probe = {name.replace("test", "probe"): history[name] for name in PER_EPOCH}
-    return {
-        **{"settings": settings, "seed": seed, "smoke": smoke, "max_lr": max(history["lr"])},
-        **{**scores, "epoch_seconds": common.get_epoch_seconds(history)},
-        **{"seconds": time.perf_counter() - begin, "history": probe},
-    }
+    seconds = time.perf_counter() - begin
+    return {**get_row(settings, seed, smoke, history, scores), "seconds": seconds, "history": probe}
 
 
 def read_finished(folder: Path, near_duplicates: list[int]) -> dict:
@@ -77,10 +74,15 @@ def read_finished(folder: Path, near_duplicates: list[int]) -> dict:
         for name, value in fields.items()
         if name in common.SETTINGS - {"profile"} and value != getattr(utils.Config, name)
     }
+    tested = {name: history[name] for name in PER_EPOCH}
+    return {**get_row(changed, config.seed, False, history, scores), "history": tested}
+
+
+def get_row(settings: dict, seed: int, smoke: bool, history: dict, scores: dict) -> dict:
+    """Return what every row has, whoever has trained."""
     return {
-        **{"settings": changed, "seed": config.seed, "smoke": False, "max_lr": max(history["lr"])},
+        **{"settings": settings, "seed": seed, "smoke": smoke, "max_lr": max(history["lr"])},
         **{**scores, "epoch_seconds": common.get_epoch_seconds(history)},
-        "history": {name: history[name] for name in PER_EPOCH},
     }
 
 

@@ -131,6 +131,12 @@ def test_log_is_that_of_results_json():
     for epoch, (loss, accuracy, *test) in enumerate(zip(*columns, strict=True), start=1):
         row = f"| {epoch} | {loss:.4f} | {accuracy:.2f} % | {test[0]:.4f} | {test[1]:.2f} % |\n"
         assert row in README
+    assert f"with {accuracy:.0f} % of the augmented training images right in the end" in README
+    early = max(history["test_accuracy"][: epoch // 2])
+    assert (
+        f"rises to {int(early)} % while the learning rate is high, and on to {test[1]:.2f} %"
+        in README
+    )
     assert f"| this one | {epoch} | {test[1]:.2f} % (n=1) |" in README
 
 
