@@ -432,7 +432,7 @@ def _autocast(device: torch.device) -> dict:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)  # a T4 only emulates bfloat16
         return {"device_type": "cuda", "dtype": torch.bfloat16 if native else torch.float16}
-    native = device.type == "cpu" and torch.cpu._is_amx_tile_supported()  # Intel's matrix units
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # AMX has it, too
     return {"device_type": device.type, "dtype": torch.bfloat16, "enabled": native}
 
 

@@ -8,7 +8,7 @@
    transforms of one PIL image at a time, in two workers; the augmentations are the same.
 2. Training step of ResNet18 on the CPU, batch 512: utils.train on a batch that is already there,
    against NCHW with torch.optim.SGD as it comes, in float32. Ours is bfloat16 on a CPU that has
-   matrix units (Intel's AMX), else float32 as well.
+   instructions for it (AVX512-BF16, AMX), else float32 as well.
 3. Training epoch on a CUDA GPU, where there is one: utils.train with our loader (median of 5 epochs
    after one of warm-up), against the plain loader and step (one whole epoch after 10 steps of
    warm-up, nothing extrapolated; float32, TF32 as PyTorch defaults). Evaluation is not counted.

@@ -57,7 +57,7 @@ def native_bfloat16(monkeypatch):
     """
 
     def switch(on):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: on)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: on)
 
     switch(False)
     return switch

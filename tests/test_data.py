@@ -1,8 +1,12 @@
 """Transforms against a plain reference, their distributions, and what the loaders deliver."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from conftest import make_small_model
+from torch._subclasses import FakeTensorMode
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 import utils
@@ -212,6 +216,28 @@ def test_digits_are_centred_by_their_own_mean_and_std(make_config):
     assert pixels.shape == (1437, 32, 32, 3)
     np.testing.assert_allclose(pixels.mean((0, 1, 2)), make_config("quick").mean, atol=5e-4)
     np.testing.assert_allclose(pixels.std((0, 1, 2)), make_config("quick").std, atol=5e-4)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")  # which is what this test is for
+def test_batches_are_made_on_the_gpu_alone(make_config, loaders, monkeypatch):
+    """With tensors that only know their shape and device: the CPU's and the GPU's do not mix."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU without a driver")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with FakeTensorMode():
+        config = make_config(device="cuda")
+        with torch.device(config.device):
+            model = make_small_model()
+        for loader, transform in zip(loaders, utils.get_transforms(config), strict=True):
+            dataset = copy.copy(loader.dataset)
+            dataset.transform = transform
+            dataset.images = torch.empty(dataset.images.shape, dtype=torch.uint8, device="cuda")
+            dataset.labels = torch.empty(dataset.labels.shape, dtype=torch.int64, device="cuda")
+            images, labels = dataset.__getitems__(list(range(32)))
+            assert images.device.type == labels.device.type == "cuda"
+            assert (images.shape, images.dtype) == ((32, 3, 32, 32), torch.float32)
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            logits, _ = utils.predict(model, [(images, labels)])
+            assert (logits.shape, logits.device.type) == ((32, 10), "cuda")
 
 
 # Bad input
