@@ -200,16 +200,9 @@ class RandomCrop:
         self.size, self.padding = size, padding
 
     def __call__(self, images: Tensor) -> Tensor:
-        n, channels, *sides = images.shape
-        windows = _draw_windows(images, self.size, self.padding)
-        # Indexing whole pixels needs no padded copy: positions outside are mirrored at the border.
-        rows, columns = (
-            (side - 1) - (side - 1 - window.abs()).abs()
-            for side, window in zip(sides, windows, strict=True)
-        )
-        pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
-        crops = pixels.index_select(0, _pixel_index(images, rows, columns))
-        return crops.view(n, self.size, self.size, channels).permute(0, 3, 1, 2)
+        pixels = images.permute(0, 2, 3, 1).flatten(0, 2)
+        crops = pixels.index_select(0, _draw_squares(images, self.size, self.padding))
+        return crops.unflatten(0, (len(images), self.size, self.size)).permute(0, 3, 1, 2)
 
 
 class RandomHorizontalFlip:
@@ -235,11 +228,9 @@ class CutOut:
         self.size = size
 
     def __call__(self, images: Tensor) -> Tensor:
-        n, channels, height, width = images.shape
-        rows, columns = _draw_windows(images, self.size, 0)
-        pixels = images.permute(0, 2, 3, 1).reshape(-1, channels).clone()
-        pixels.index_fill_(0, _pixel_index(images, rows, columns), 0)
-        return pixels.view(n, height, width, channels).permute(0, 3, 1, 2)
+        cut = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        cut.flatten(0, 2).index_fill_(0, _draw_squares(images, self.size), 0)
+        return cut.permute(0, 3, 1, 2)
 
 
 class Normalize:
@@ -259,18 +250,20 @@ class Normalize:
         return images.float().sub_(self.mean).div_(self.std)
 
 
-def _draw_windows(images: Tensor, size: int, margin: int) -> list[Tensor]:
-    """Draw a window per image, up to margin pixels outside of it: rows (N, size), columns alike."""
-    window = torch.arange(size, device=images.device)
-    draw = partial(torch.randint, -margin, size=(len(images), 1), device=images.device)
-    return [draw(high=side + margin - size + 1) + window for side in images.shape[2:]]
+def _draw_squares(images: Tensor, size: int, margin: int = 0) -> Tensor:
+    """Draw a square per image, up to margin pixels outside of it, where the image is mirrored.
 
-
-def _pixel_index(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Number the pixels at each image's rows and columns in the (N * H * W) pixels of all."""
+    Returns the numbers of its pixels (N * size * size) among the (N * H * W) pixels of all images.
+    """
     n, _, height, width = images.shape
-    first = torch.arange(0, n * height * width, height * width, device=images.device)
-    return (first.view(n, 1, 1) + width * rows[:, :, None] + columns[:, None, :]).flatten()
+    arange = partial(torch.arange, device=images.device)
+
+    def draw(side: int) -> Tensor:
+        corners = torch.randint(-margin, side + margin - size + 1, (n, 1), device=images.device)
+        return (side - 1) - (side - 1 - (corners + arange(size)).abs()).abs()
+
+    first = height * width * arange(n).view(n, 1, 1)
+    return (first + width * draw(height)[:, :, None] + draw(width)[:, None, :]).flatten()
 
 
 def get_transforms(config: Config) -> tuple[Callable, Callable]:
