@@ -269,13 +269,9 @@ def _draw_squares(images: Tensor, size: int, margin: int = 0) -> Tensor:
 def get_transforms(config: Config) -> tuple[Callable, Callable]:
     """Return the transforms for training and for testing, both from uint8 to float32 batches."""
     normalize = Normalize(config.mean, config.std, config.device)
-    augment = [
-        RandomCrop(32, config.crop_padding),
-        RandomHorizontalFlip(),  # an extra: the assignment asks for the crop and for CutOut
-        normalize,
-        CutOut(config.cutout_size),
-    ]
-    return torchvision.transforms.Compose(augment), normalize
+    crop, cut_out = RandomCrop(32, config.crop_padding), CutOut(config.cutout_size)
+    flip = RandomHorizontalFlip()  # an extra: the assignment asks for the crop and for CutOut
+    return torchvision.transforms.Compose([crop, flip, normalize, cut_out]), normalize
 
 
 class DeviceDataset(Dataset):
@@ -321,13 +317,11 @@ def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
     CIFAR-10 is not in config.data_dir and cannot be downloaded.
     """
     load = _load_digits if config.profile == "quick" else _load_cifar10
-    (train_images, train_labels), test_data = load(config)
-    train_data = train_images[: config.train_images], train_labels[: config.train_images]
+    train_data, test_data = load(config)
+    train_data = [part[: config.train_images] for part in train_data]
     if config.batch_size > len(train_data[0]):
-        raise ValueError(
-            f"batch_size is {config.batch_size}, but there are only {len(train_data[0])} training "
-            f"images: choose a smaller batch_size."
-        )
+        few = f"there are only {len(train_data[0])} training images: choose a smaller batch_size"
+        raise ValueError(f"batch_size is {config.batch_size}, but {few}.")
     train_set, test_set = (
         DeviceDataset(*data, transform, len(config.classes), config.device)
         for data, transform in zip((train_data, test_data), get_transforms(config), strict=True)
@@ -335,10 +329,8 @@ def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
     # A dataset's answer is a batch already, so there is nothing to collate: tuple passes it on.
     train_loader = DataLoader(train_set, config.batch_size, shuffle=True, collate_fn=tuple)
     test_loader = DataLoader(test_set, config.batch_size, collate_fn=tuple)
-    print(
-        f"{len(train_set):,} training images in {len(train_loader)} batches, "
-        f"{len(test_set):,} test images"
-    )
+    training = f"{len(train_set):,} training images in {len(train_loader)} batches"
+    print(f"{training}, {len(test_set):,} test images")
     return train_loader, test_loader
 
 
@@ -398,14 +390,12 @@ def _download_cifar10(data_dir: Path):
 
 def _load_digits(_):
     """Return scikit-learn's 8 x 8 digits as 32 x 32 RGB images, a fifth of them for testing."""
-    digits = load_digits()
-    images = torch.tensor(digits.images * (255 / 16), dtype=torch.float32)[:, None]
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.tensor(pixels * (255 / 16), dtype=torch.float32).view(-1, 1, 8, 8)
     images = F.interpolate(images, size=(32, 32), mode="bilinear").to(torch.uint8)
     images = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
-    train_images, test_images, train_labels, test_labels = train_test_split(
-        images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
-    )
-    return (train_images, train_labels), (test_images, test_labels)
+    parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    return parts[0::2], parts[1::2]  # images and labels, for training and for testing
 
 
 # --------------------------------------------------------------------------------------------------
