@@ -448,11 +448,7 @@ def _explain_memory(config: Config):
 
 
 def find_lr(
-    model: Module,
-    train_loader: DataLoader,
-    config: Config,
-    start_lr: float = 1e-3,
-    end_lr: float = 10.0,
+    model: Module, train_loader: DataLoader, config: Config, start_lr=1e-3, end_lr=10.0
 ) -> float:
     """Draw the loss while the learning rate grows, and return the peak to use with OneCycle.
 
@@ -464,12 +460,11 @@ def find_lr(
     """
     path = config.output_dir / "lr_finder.json"
     weights = sum(p.detach().cpu().double().sum().item() for p in model.parameters())
-    test_of = json.loads(json.dumps([_get_settings(model, config), weights, start_lr, end_lr]))
+    test_of = json.dumps([_get_settings(model, config), weights, start_lr, end_lr])
     curve = {}
-    if config.resume and path.exists():
-        with contextlib.suppress(ValueError):  # a damaged file: measure again
-            curve = json.loads(path.read_text())
-    if curve.get("test_of") == test_of:
+    with contextlib.suppress(OSError, ValueError):  # no file, or a damaged one: measure
+        curve = json.loads(path.read_text())
+    if config.resume and curve.get("test_of") == test_of:
         print(f"LR finder: the curve is that of {path}; resume=False would measure it again.")
     else:
         lrs, losses = _run_range_test(model, train_loader, config, start_lr, end_lr)
@@ -528,8 +523,7 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np
 
     Raises ValueError when the loss rises from the start, so that there is nothing to suggest.
     """
-    finite = np.isfinite(losses)
-    count = len(losses) if finite.all() else int(finite.argmin())
+    count = np.append(np.isfinite(losses), False).argmin()
     steps = np.arange(count)
     weights = np.exp(-0.5 * ((steps[:, None] - steps) / max(1, count / 40)) ** 2)
     smoothed = weights @ np.asarray(losses[:count]) / weights.sum(axis=1)
@@ -623,9 +617,10 @@ def test(model: Module, test_loader: DataLoader) -> tuple[float, float]:
 
 def _get_settings(model: Module, config: Config) -> dict:
     """Return what must be the same for a saved result to be used again."""
-    elsewhere = ("device", "data_dir", "output_dir", "resume")  # what may change in between
-    settings = {name: value for name, value in vars(config).items() if name not in elsewhere}
-    return {**settings, "network": str(model)}
+    settings = {**vars(config), "network": str(model)}
+    for name in ("device", "data_dir", "output_dir", "resume"):  # what may change in between
+        del settings[name]
+    return settings
 
 
 class Checkpoint:
@@ -979,11 +974,7 @@ def get_map_size(model: Module, layer: Module) -> tuple[int, int]:
 
 @plt.rc_context(STYLE)
 def plot_gradcam(
-    model: Module,
-    misclassified: Misclassified,
-    config: Config,
-    target_layer: Module,
-    count: int = 10,
+    model: Module, misclassified: Misclassified, config: Config, target_layer: Module, count=10
 ):
     """Draw where the network looked in the first mistakes, for the predicted and the true class.
 
