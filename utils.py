@@ -652,29 +652,19 @@ class Checkpoint:
         for name, part in self.parts.items():
             if state[name]:  # a loss scaler's is empty where it was not used: on another device
                 part.load_state_dict(state[name])
-        torch.set_rng_state(state["random_states"][0])
-        if torch.cuda.is_available() and len(state["random_states"]) > 1:
-            torch.cuda.set_rng_state(state["random_states"][1])
+        cpu, *gpus = state["random_states"]
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(gpus[: torch.cuda.device_count()])
         return state["rest"]
 
     def save(self, **rest):
         """Write parts, random states and the rest: numbers, strings, tensors, and lists of them."""
-        random_states = [torch.get_rng_state()]
-        if torch.cuda.is_available():
-            random_states.append(torch.cuda.get_rng_state())
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"settings": self.settings, "random_states": random_states}
+        random_states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        state |= {"settings": self.settings, "random_states": random_states, "rest": rest}
         buffer = io.BytesIO()
-        torch.save({**state, "rest": rest}, buffer)
+        torch.save(state, buffer)
         _write(self.path, buffer.getbuffer())
-
-    def put_aside(self):
-        """Make room for a run from the start; nothing is lost."""
-        if self.path.exists():
-            names = (self.path.with_stem(f"{self.path.stem}-previous-{n}") for n in count(1))
-            previous = next(path for path in names if not path.exists())
-            os.replace(self.path, previous)
-            print(f"The checkpoint that was there is now {previous}.")
 
 
 def _write(path: Path, data: bytes | memoryview) -> bool:
@@ -752,16 +742,19 @@ def _get_one_cycle(model: Module, max_lr: float, steps: int, config: Config) -> 
 
 def _resume(checkpoint: Checkpoint, config: Config) -> dict[str, list[float]]:
     """Restore the run that the checkpoint is of, and return its history; nothing if it is new."""
-    if not config.resume:
-        checkpoint.put_aside()
+    path = checkpoint.path
+    if not config.resume and path.exists():  # make room, but lose nothing
+        names = (path.with_stem(f"{path.stem}-previous-{n}") for n in count(1))
+        previous = path.rename(next(name for name in names if not name.exists()))
+        print(f"The checkpoint that was there is now {previous}.")
     history = checkpoint.load().get("history", {})
     if history:
         done = len(history["seconds"])
         state = "Finished before, and loaded" if done == config.epochs else "Going on"
         peak = checkpoint.parts["optimizer"].param_groups[0]["max_lr"]
         print(
-            f"{state} from {checkpoint.path}: {done} of {config.epochs} epochs are done, with a "
-            f"peak of {peak:.3g} and now a test accuracy of {history['test_accuracy'][-1]:.2f} %. "
+            f"{state} from {path}: {done} of {config.epochs} epochs are done, with a peak of "
+            f"{peak:.3g} and now a test accuracy of {history['test_accuracy'][-1]:.2f} %. "
             f"To train afresh, set resume=False, and run all again from there with a new model."
         )
     return history
