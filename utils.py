@@ -39,7 +39,7 @@ import torchvision
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from sklearn.datasets import load_digits
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, recall_score
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import Module
@@ -800,10 +800,10 @@ def _show_images(
     lines = 1 + max(heading.count("\n") for heading in titles)
     width = min(max(11 / columns, 1.1), 2.2)  # inches, which hold the name of a class
     size = max(columns * width, 6), rows * (width + 0.18 * lines) + 0.6
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    for axis in axes.flat:
+    figure = plt.figure(figsize=size)
+    for place, (picture, heading) in enumerate(zip(pictures, titles, strict=True), start=1):
+        axis = figure.add_subplot(rows, columns, place)
         axis.axis("off")
-    for axis, picture, heading in zip(axes.flat, pictures, titles, strict=False):
         image, heat = picture if isinstance(picture, tuple) else (picture, None)
         axis.imshow(image, interpolation="nearest")
         if heat is not None:
@@ -854,25 +854,24 @@ def plot_history(history: dict[str, list[float]], config: Config) -> None:
     """Draw loss and accuracy of training and of test per epoch, and the learning rate per step."""
     if not history["test_loss"]:
         return print("There is no finished epoch to draw.")
-    figure, (*panels, lr_axis) = plt.subplots(1, 3, figsize=(12, 4))
+    figure, (loss_axis, accuracy_axis, lr_axis) = plt.subplots(1, 3, figsize=(12, 4))
     epochs = np.arange(1, len(history["test_loss"]) + 1)
     for axis, name, unit, find_best in (
-        (panels[0], "loss", "mean cross-entropy per image", np.argmin),
-        (panels[1], "accuracy", "accuracy (%)", np.argmax),
+        (loss_axis, "loss", "mean cross-entropy per image", np.argmin),
+        (accuracy_axis, "accuracy", "accuracy (%)", np.argmax),
     ):
         values = history[f"test_{name}"]
         best = find_best(values)
+        label = f"best test: {values[best]:.4g} in epoch {epochs[best]}"
         axis.plot(epochs, history[f"train_{name}"], "--", color=ORANGE, label="train (augmented)")
         axis.plot(epochs, values, color=BLUE, label="test")
-        label = f"best test: {values[best]:.4g} in epoch {epochs[best]}"
         axis.plot(epochs[best], values[best], "o", color=BLUE, label=label)
         axis.set(title=f"{name.capitalize()}, train and test", xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
-    peak = np.argmax(history["lr"])
-    lr_axis.plot(history["lr"], color=GREEN)
-    label = f"peak: {history['lr'][peak]:.3g}"
-    lr_axis.plot(peak, history["lr"][peak], "o", color=GREEN, label=label)
+    lrs = history["lr"]
+    label = f"peak: {max(lrs):.3g}"
+    lr_axis.plot(lrs, "-o", markevery=[np.argmax(lrs)], color=GREEN, label=label)
     lr_axis.set(title="Learning rate: OneCycle", xlabel="step", ylabel="learning rate")
     lr_axis.legend()
     title = f"Test accuracy after epoch {epochs[-1]}: {history['test_accuracy'][-1]:.2f} %"
@@ -883,11 +882,10 @@ def plot_history(history: dict[str, list[float]], config: Config) -> None:
 def plot_confusion_matrix(model: Module, test_loader: DataLoader, config: Config):
     """Draw the number of test images per true and predicted class, and the accuracy per class."""
     logits, labels = predict(model, test_loader)
-    counted = labels.cpu(), logits.argmax(1).cpu()
-    classes = {"labels": range(len(config.classes))}
-    matrix = confusion_matrix(*counted, **classes)
-    accuracies = recall_score(*counted, **classes, average=None, zero_division=np.nan)
-    names = [f"{c}: {100 * a:.1f} %" for c, a in zip(config.classes, accuracies, strict=True)]
+    predictions, labels = logits.argmax(1).cpu(), labels.cpu()
+    matrix = confusion_matrix(labels, predictions, labels=range(len(config.classes)))
+    right = (predictions == labels).float()
+    names = [f"{c}: {100 * right[labels == i].mean():.1f} %" for i, c in enumerate(config.classes)]
     figure, axis = plt.subplots(figsize=(8.5, 7.5))
     display = ConfusionMatrixDisplay(matrix, display_labels=config.classes)
     display.plot(ax=axis, cmap="Blues", colorbar=False, xticks_rotation=45)
@@ -985,14 +983,14 @@ def plot_gradcam(
     if not (shown := _take_first(misclassified, count)):
         return
     training = model.training
-    targets = shown.predictions.tolist(), shown.labels.tolist()
-    with GradCAM(model, [target_layer]) as cam:  # one target per image, or only the first counts
-        maps = [cam(shown.images, [ClassifierOutputTarget(i) for i in row]) for row in targets]
-    model.train(training)
     images = list(denormalize(shown.images, config))
     pictures, titles = images.copy(), ["image"] * len(images)
-    for kind, heats, row in zip(("predicted", "true"), maps, targets, strict=True):
-        pictures += zip(images, heats, strict=True)
-        titles += [f"{kind}\n{config.classes[i]}" for i in row]
+    with GradCAM(model, [target_layer]) as cam:
+        for kind, classes in (("predicted", shown.predictions), ("true", shown.labels)):
+            # One target per image, or only the first counts.
+            heats = cam(shown.images, [ClassifierOutputTarget(i) for i in classes.tolist()])
+            pictures += zip(images, heats, strict=True)
+            titles += [f"{kind}\n{config.classes[i]}" for i in classes.tolist()]
+    model.train(training)
     title = f"GradCAM ({height} x {width} pixels): bright is what speaks for the class"
     _show_images(pictures, titles, len(images), title, "gradcam", config)
