@@ -557,9 +557,9 @@ def train(
     Raises FloatingPointError at the end of an epoch in which the loss became infinite or NaN.
     """
     device = next(model.parameters()).device
-    losses, correct, count = [], torch.zeros((), device=device), 0
+    losses, correct, count = [], 0, 0
     model.train()
-    with _progress_bar(total=len(train_loader), desc="Train") as bar:
+    with _explain_memory(config), _progress_bar(total=len(train_loader), desc="Train") as bar:
         for images, labels in train_loader:
             images, labels = images.to(device), labels.to(device)
             with torch.autocast(**_autocast(device)):
@@ -584,12 +584,12 @@ def train(
 
 
 def _check_losses(losses: Tensor):
-    if not losses.isfinite().all():
-        step = losses.isfinite().int().argmin().item()
-        raise FloatingPointError(
-            f"The loss became {losses[step]} in step {step + 1} of this epoch: train a new model "
-            f"with a smaller max_lr and resume=False."
-        )
+    for step, loss in enumerate(losses, start=1):
+        if not loss.isfinite():
+            rest = "train a new model with a smaller max_lr and resume=False"
+            raise FloatingPointError(
+                f"The loss became {loss} in step {step} of this epoch: {rest}."
+            )
 
 
 @torch.no_grad()
@@ -713,8 +713,7 @@ def fit_one_cycle(
         lrs.clear()
         try:
             start = time.perf_counter()
-            with _explain_memory(config):
-                scores = train(model, train_loader, **parts, config=config)
+            scores = train(model, train_loader, **parts, config=config)
             seconds = time.perf_counter() - start
             scores = (*scores, *test(model, test_loader), seconds)
             new = zip(HISTORY, [*([score] for score in scores), lrs], strict=True)
