@@ -51,9 +51,7 @@ with warnings.catch_warnings():  # on import, it warns that it may draw widgets;
     warnings.simplefilter("ignore", TqdmExperimentalWarning)
     import torch_lr_finder
 
-# --------------------------------------------------------------------------------------------------
-# 1. Configuration: every number that shapes a run
-# --------------------------------------------------------------------------------------------------
+# --- 1. Configuration: every number that shapes a run ---------------------------------------------
 
 PROFILES = {
     "full": {},  # the defaults of Config
@@ -180,9 +178,7 @@ def _announce(config: Config):
     )
 
 
-# --------------------------------------------------------------------------------------------------
-# 2. Data: images live on the device as uint8, and whole batches are augmented there at once
-# --------------------------------------------------------------------------------------------------
+# --- 2. Data: images live on the device as uint8, and whole batches are augmented there at once ---
 
 
 class RandomCrop:
@@ -393,9 +389,7 @@ def _load_digits(_):
     return parts[0::2], parts[1::2]  # images and labels, for training and for testing
 
 
-# --------------------------------------------------------------------------------------------------
-# 3. Training
-# --------------------------------------------------------------------------------------------------
+# --- 3. Training ----------------------------------------------------------------------------------
 
 
 def show_summary(model: Module):
@@ -759,9 +753,7 @@ def _resume(checkpoint: Checkpoint, config: Config) -> dict[str, list[float]]:
     return history
 
 
-# --------------------------------------------------------------------------------------------------
-# 4. Plots: saved in config.output_dir, and shown in a notebook
-# --------------------------------------------------------------------------------------------------
+# --- 4. Plots: saved in config.output_dir, and shown in a notebook --------------------------------
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito: colour-blind
 STYLE = {
@@ -899,9 +891,7 @@ def plot_confusion_matrix(model: Module, test_loader: DataLoader, config: Config
     _show(figure, title, "confusion_matrix", config)
 
 
-# --------------------------------------------------------------------------------------------------
-# 5. Explanation: what the network got wrong, and where it looked
-# --------------------------------------------------------------------------------------------------
+# --- 5. Explanation: what the network got wrong, and where it looked ------------------------------
 
 
 class Misclassified(NamedTuple):
