@@ -126,9 +126,8 @@ def get_config(profile: str | None = None, **overrides) -> Config:
 
     profile: "full" (CIFAR-10) or "quick" (scikit-learn's digits). Without it, the environment
     variable S11_PROFILE decides; without that, "full" where there is an accelerator. overrides: any
-    field of Config. S11_DATA_DIR and S11_OUTPUT_DIR move the two folders.
-
-    Raises ValueError for an unknown profile or a bad value, TypeError for an unknown setting.
+    field of Config. S11_DATA_DIR and S11_OUTPUT_DIR move the two folders. Raises ValueError for an
+    unknown profile or a bad value, TypeError for an unknown setting.
     """
     accelerator = torch.accelerator.is_available()
     device = torch.accelerator.current_accelerator() if accelerator else "cpu"
@@ -242,7 +241,7 @@ class Normalize:
 
 
 def _draw_squares(images: Tensor, size: int, margin: int = 0) -> Tensor:
-    """Draw a square per image, up to margin pixels outside of it, where the image is mirrored.
+    """Draw a square per image, up to margin pixels beyond its border, where the image is mirrored.
 
     Returns the numbers of its pixels (N * size * size) among the (N * H * W) pixels of all images.
     """
@@ -345,10 +344,9 @@ def _load_cifar10(config: Config):
 
 
 def _download_cifar10(data_dir: Path):
-    """Fetch the archive from the first source that has it whole, and only then unpack it.
+    """Unpack the archive of the first source that has it whole; one put there by hand is first.
 
-    An archive that was put into data_dir by hand comes first. Raises FileNotFoundError when no
-    source has it.
+    Raises FileNotFoundError when none has it.
     """
     by_hand = data_dir / "cifar-10-python.tar.gz"
     sources = [by_hand.absolute().as_uri()] * by_hand.exists() + list(CIFAR10_MIRRORS)
@@ -448,9 +446,8 @@ def find_lr(
 
     The learning-rate range test (Smith, 2015, arXiv:1506.01186), by torch-lr-finder, trains for
     config.lr_finder_steps batches. Afterwards weights, buffers, mode and random state are restored.
-    The curve is kept in lr_finder.json: with config.resume, the same test is not made twice.
-
-    Raises ValueError when the loss diverges too early to suggest anything.
+    The curve is kept in lr_finder.json: with config.resume, the same test is not made twice. Raises
+    ValueError when the loss diverges too early to suggest anything.
     """
     path = config.output_dir / "lr_finder.json"
     weights = sum(p.detach().cpu().double().sum().item() for p in model.parameters())
@@ -513,9 +510,8 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np
 
     It is half the largest learning rate at which at most a fifth of the loss's fall is lost again:
     beyond, steps are so large that they undo what was learned. Unlike where the loss is lowest or
-    falls fastest, this does not depend on how soon the network had learned what it can.
-
-    Raises ValueError when the loss rises from the start, so that there is nothing to suggest.
+    falls fastest, this does not depend on how soon the network had learned what it can. Raises
+    ValueError when the loss rises from the start, so that there is nothing to suggest.
     """
     count = np.append(np.isfinite(losses), False).argmin()
     steps = np.arange(count)
@@ -546,9 +542,8 @@ def train(
     """Train for one epoch; step the scheduler after every batch.
 
     Returns the mean cross-entropy per image (without label smoothing, so that it compares with the
-    test loss) and the accuracy in %, both of the augmented images as they passed.
-
-    Raises FloatingPointError at the end of an epoch in which the loss became infinite or NaN.
+    test loss) and the accuracy in %, both of the augmented images as they passed. Raises
+    FloatingPointError at the end of an epoch in which the loss became infinite or NaN.
     """
     device = next(model.parameters()).device
     losses, correct, count = [], 0, 0
@@ -958,10 +953,9 @@ def plot_gradcam(
 ):
     """Draw where the network looked in the first mistakes, for the predicted and the true class.
 
-    A column per mistake: the image, and below it the heat maps of both classes.
-
-    GradCAM (Selvaraju et al., 2016, arXiv:1610.02391) is grad-cam's. Raises ValueError when
-    target_layer is not in the model, or when its maps have less than 5 pixels on a side.
+    A column per mistake: the image, and below it the heat maps of both classes. GradCAM (Selvaraju
+    et al., 2016, arXiv:1610.02391) is grad-cam's. Raises ValueError when target_layer is not in the
+    model, or when its maps have less than 5 pixels on a side.
     """
     height, width = get_map_size(model, target_layer)
     if min(height, width) < 5:
