@@ -425,7 +425,7 @@ def _get_optimizer(model: Module, lr: float, config: Config) -> torch.optim.SGD:
 
 def _progress_bar(*args, **options) -> tqdm:
     # Plain text, since GitHub shows no widgets; on stdout, since notebooks paint stderr red.
-    return tqdm(*args, **{"file": sys.stdout, "mininterval": 1, **options})
+    return tqdm(*args, file=sys.stdout, mininterval=1, **options)
 
 
 @contextlib.contextmanager
@@ -471,7 +471,7 @@ def find_lr(
 def _run_range_test(model, train_loader, config: Config, start_lr: float, end_lr: float):
     """Return learning rates and losses, one per batch, and leave everything as it was."""
     device = next(model.parameters()).device
-    training = model.training
+    training, steps = model.training, config.lr_finder_steps
     finder = torch_lr_finder.LRFinder(
         model.to(memory_format=torch.channels_last),
         _get_optimizer(model, start_lr, config),
@@ -480,16 +480,11 @@ def _run_range_test(model, train_loader, config: Config, start_lr: float, end_lr
         amp_config=_autocast(device),
         grad_scaler=_get_scaler(device),
     )
-    # The stream as it is now, not as it is while the library is silenced.
-    bar = partial(_progress_bar, desc="LR finder", file=sys.stdout)
-    steps = config.lr_finder_steps
+    # Our bar for its widget, and silence for its advice to call its own plot().
+    ours = {"tqdm": partial(_progress_bar, desc="LR finder"), "print": lambda *_: None}
+    patch = mock.patch.multiple(torch_lr_finder.lr_finder, create=True, **ours)
     try:
-        with (
-            _explain_memory(config),
-            torch.random.fork_rng(),
-            mock.patch.object(torch_lr_finder.lr_finder, "tqdm", bar),
-            contextlib.redirect_stdout(io.StringIO()),  # it would advise to call its own plot()
-        ):
+        with _explain_memory(config), torch.random.fork_rng(), patch:
             # No smoothing: it would lag behind the learning rate, and that of suggest_lr does not.
             finder.range_test(train_loader, None, start_lr, end_lr, steps, smooth_f=0)
     finally:
