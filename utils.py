@@ -437,7 +437,11 @@ def _explain_memory(config: Config):
 
 
 def find_lr(
-    model: Module, train_loader: DataLoader, config: Config, start_lr=1e-3, end_lr=10.0
+    model: Module,
+    train_loader: DataLoader,
+    config: Config,
+    start_lr: float = 1e-3,
+    end_lr: float = 10.0,
 ) -> float:
     """Draw the loss while the learning rate grows, and return the peak to use with OneCycle.
 
@@ -848,8 +852,8 @@ def plot_history(history: dict[str, list[float]], config: Config) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
     lrs = history["lr"]
-    label = f"peak: {max(lrs):.3g}"
-    lr_axis.plot(lrs, "-o", markevery=[np.argmax(lrs)], color=GREEN, label=label)
+    lr_axis.plot(lrs, color=GREEN)
+    lr_axis.plot(np.argmax(lrs), max(lrs), "o", color=GREEN, label=f"peak: {max(lrs):.3g}")
     lr_axis.set(title="Learning rate: OneCycle", xlabel="step", ylabel="learning rate")
     lr_axis.legend()
     title = f"Test accuracy after epoch {epochs[-1]}: {history['test_accuracy'][-1]:.2f} %"
@@ -941,7 +945,11 @@ def get_map_size(model: Module, layer: Module) -> tuple[int, int]:
 
 @plt.rc_context(STYLE)
 def plot_gradcam(
-    model: Module, misclassified: Misclassified, config: Config, target_layer: Module, count=10
+    model: Module,
+    misclassified: Misclassified,
+    config: Config,
+    target_layer: Module,
+    count: int = 10,
 ):
     """Draw where the network looked in the first mistakes, for the predicted and the true class.
 
