@@ -138,6 +138,18 @@ def test_training_images_are_cropped_and_flipped_too(make_config):
     assert sum(moved) > 180, "80 of 81 offsets move the image"
 
 
+def test_half_of_the_training_images_are_mirrored(make_config):
+    config = make_config("full", crop_padding=0, cutout_size=0)
+    train_transform, normalize = utils.get_transforms(config)
+    images = torch.randint(0, 256, (200, 3, 32, 32), generator=generator(), dtype=torch.uint8)
+    torch.manual_seed(0)
+    changed = train_transform(images)
+    kept = (changed == normalize(images)).flatten(1).all(1)
+    mirrored = (changed == normalize(images.flip(3))).flatten(1).all(1)
+    assert (kept ^ mirrored).all()
+    assert 70 < mirrored.sum() < 130, "100 are expected (std 7)"
+
+
 def test_transforms_draw_anew_and_follow_the_seed():
     torch.manual_seed(0)
     images = torch.rand(16, 3, 32, 32)
