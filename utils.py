@@ -22,7 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from http.client import HTTPException
 from itertools import count
@@ -134,14 +134,19 @@ def get_config(profile: str | None = None, **overrides) -> Config:
     profile = profile or os.environ.get("S11_PROFILE") or ("full" if accelerator else "quick")
     if profile not in PROFILES:
         raise ValueError(f"There is no profile {profile!r}: choose 'full' or 'quick'.")
-    names = Config.__dataclass_fields__.keys()
-    if unknown := overrides.keys() - names:
+    names = [field.name for field in fields(Config)]
+    if unknown := overrides.keys() - set(names):
         raise TypeError(f"Config has no {', '.join(unknown)}: there are {', '.join(names)}.")
-    settings = {"profile": profile, "device": device, **PROFILES[profile], **overrides}
-    settings["device"] = torch.device(settings["device"])
-    for name, default in {"data_dir": "data", "output_dir": f"outputs/{profile}"}.items():
-        folder = os.environ.get(f"S11_{name.upper()}") or default
-        settings[name] = Path(settings.get(name, folder))
+    settings = {
+        "profile": profile,
+        "device": device,
+        "data_dir": os.environ.get("S11_DATA_DIR") or "data",
+        "output_dir": os.environ.get("S11_OUTPUT_DIR") or f"outputs/{profile}",
+        **PROFILES[profile],
+        **overrides,
+    }
+    for name, kind in (("device", torch.device), ("data_dir", Path), ("output_dir", Path)):
+        settings[name] = kind(settings[name])
     config = Config(**settings)
     torch.manual_seed(config.seed)
     if config.device.type == "cpu":
