@@ -39,7 +39,7 @@ import torchvision
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from sklearn.datasets import load_digits
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, recall_score
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import Module
@@ -869,10 +869,11 @@ def plot_history(history: dict[str, list[float]], config: Config) -> None:
 def plot_confusion_matrix(model: Module, test_loader: DataLoader, config: Config):
     """Draw the number of test images per true and predicted class, and the accuracy per class."""
     logits, labels = predict(model, test_loader)
-    predictions, labels = logits.argmax(1).cpu(), labels.cpu()
-    matrix = confusion_matrix(labels, predictions, labels=range(len(config.classes)))
-    right = (predictions == labels).float()
-    names = [f"{c}: {100 * right[labels == i].mean():.1f} %" for i, c in enumerate(config.classes)]
+    counted = labels.cpu(), logits.argmax(1).cpu()
+    classes = {"labels": range(len(config.classes))}
+    matrix = confusion_matrix(*counted, **classes)
+    accuracies = recall_score(*counted, **classes, average=None, zero_division=np.nan)
+    names = [f"{c}: {100 * a:.1f} %" for c, a in zip(config.classes, accuracies, strict=True)]
     figure, axis = plt.subplots(figsize=(8.5, 7.5))
     display = ConfusionMatrixDisplay(matrix, display_labels=config.classes)
     display.plot(ax=axis, cmap="Blues", colorbar=False, xticks_rotation=45)
