@@ -253,6 +253,7 @@ def _draw_squares(images: Tensor, size: int, margin: int = 0) -> Tensor:
 
     def draw(side: int) -> Tensor:
         corners = torch.randint(-margin, side + margin - size + 1, (n, 1), device=images.device)
+        # Mirroring the positions themselves needs no padded copy of the images.
         return (side - 1) - (side - 1 - (corners + arange(size)).abs()).abs()
 
     first = height * width * arange(n).view(n, 1, 1)
@@ -514,7 +515,7 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np
     falls fastest, this does not depend on how soon the network had learned what it can. Raises
     ValueError when the loss rises from the start, so that there is nothing to suggest.
     """
-    count = np.append(np.isfinite(losses), False).argmin()
+    count = np.append(np.isfinite(losses), False).argmin()  # up to the first False
     steps = np.arange(count)
     weights = np.exp(-0.5 * ((steps[:, None] - steps) / max(1, count / 40)) ** 2)
     smoothed = weights @ np.asarray(losses[:count]) / weights.sum(axis=1)
@@ -576,10 +577,9 @@ def train(
 def _check_losses(losses: Tensor):
     for step, loss in enumerate(losses, start=1):
         if not loss.isfinite():
-            rest = "train a new model with a smaller max_lr and resume=False"
-            raise FloatingPointError(
-                f"The loss became {loss} in step {step} of this epoch: {rest}."
-            )
+            way_out = "train a new model with a smaller max_lr and resume=False"
+            message = f"The loss became {loss} in step {step} of this epoch: {way_out}."
+            raise FloatingPointError(message)
 
 
 @torch.no_grad()
