@@ -368,6 +368,41 @@ def test_alternating_flip_mirrors_every_second_epoch(make_config):
     assert 10 < sum(mirrored) < 54, "about half of them"
 
 
+@pytest.fixture
+def holes():
+    """Return the small network, and the number of images with a square cut out, batch by batch."""
+    counts, model = [], make_small_model()
+
+    def note(_, images):
+        if model.training:
+            counts.append(int((images[0] == 0).all(1).any((1, 2)).sum()))
+
+    model.register_forward_pre_hook(note)
+    return model, counts
+
+
+def test_cutout_ends_before_training_does(fit, holes, loaders):
+    model, counts = holes
+    fit("end_cutout", 1, model)
+    assert counts == [32, 32, 16, 0, 0, 0]
+    assert next(iter(loaders[0]))[0].eq(0).any(), "the loader cuts out again"
+
+
+def test_statistics_are_measured_without_cutout(fit, holes):
+    model, counts = holes
+    fit("measure_statistics", True, model)
+    assert counts == [32, 32, 16] * 2 + [0, 0, 0]
+    assert model[1].num_batches_tracked == 3, "of these last batches only"
+
+
+def test_half_size_trains_and_tests_on_16_x_16_pixels(fit):
+    model, shapes = make_small_model(), []
+    model[0].register_forward_pre_hook(lambda _, images: shapes.append(tuple(images[0].shape[2:])))
+    model[5] = nn.Linear(64, 10)
+    fit("half_size", True, model)
+    assert set(shapes) == {(16, 16)}
+
+
 def test_muon_takes_orthogonal_steps_and_trains_the_rest_as_before(fit, config):
     model = make_small_model()
     for _ in range(2):
@@ -395,6 +430,7 @@ def test_cudnn_may_choose_while_it_trains(monkeypatch, fit):
 def test_levers_leave_nothing_behind(fit, config, loaders):
     before = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"]
     values = {"ema": 0.5, "lr_floor": 0.1, "bias_lr": 4, "alternating_flip": True, "muon": 1.0}
+    values |= {"end_cutout": 1, "measure_statistics": True}
     for name, value in values.items():
         fit(name, value)
     assert utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"] == before
