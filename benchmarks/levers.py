@@ -4,7 +4,7 @@ Each lever is a context manager around utils.fit_one_cycle: called with its valu
 training loader and the configuration, it changes one thing from outside, and puts it back.
 """
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import count
 from unittest import mock
@@ -22,6 +22,12 @@ import utils
 def leave_out(kind: type, transform: Compose) -> Compose:
     """Return a transform without its steps of one kind."""
     return Compose([step for step in transform.transforms if not isinstance(step, kind)])
+
+
+def change_one_cycle(**options) -> AbstractContextManager:
+    """Give OneCycleLR other options than its own."""
+    changed = partial(lr_scheduler.OneCycleLR, **options)
+    return mock.patch.object(lr_scheduler, "OneCycleLR", changed)
 
 
 @contextmanager
@@ -45,8 +51,14 @@ def average_weights(decay: float, model: nn.Module, train_loader, config: utils.
 @contextmanager
 def floor_lr(floor: float, *_):
     """Let OneCycle end at this part of its peak, instead of at almost 0."""
-    one_cycle = partial(lr_scheduler.OneCycleLR, final_div_factor=1 / (25 * floor))
-    with mock.patch.object(lr_scheduler, "OneCycleLR", one_cycle):
+    with change_one_cycle(final_div_factor=1 / (25 * floor)):
+        yield
+
+
+@contextmanager
+def anneal(strategy: str, *_):
+    """Let OneCycle rise and fall in straight lines, "linear", or as a cosine, "cos"."""
+    with change_one_cycle(anneal_strategy=strategy):
         yield
 
 
@@ -227,6 +239,7 @@ def choose_convolutions(on: bool, *_):
 LEVERS = {
     "ema": average_weights,
     "lr_floor": floor_lr,
+    "anneal": anneal,
     "bias_lr": scale_bias_lr,
     "zero_gamma": zero_gamma,
     "dirac": init_dirac,

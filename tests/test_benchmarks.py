@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_small_model
@@ -316,6 +317,12 @@ def test_lr_floor(fit):
     assert history["lr"][-1] == pytest.approx(0.005)
 
 
+def test_anneal(fit):
+    history, _ = fit("anneal", "linear")
+    falls = -np.diff(history["lr"])[1:]  # the peak is between the first two steps
+    assert falls == pytest.approx([falls[0]] * 4)
+
+
 def test_bias_lr(fit, before_steps):
     used = []
     before_steps(lambda sgd: used.append([group["lr"] for group in sgd.param_groups]))
@@ -430,7 +437,7 @@ def test_cudnn_may_choose_while_it_trains(monkeypatch, fit):
 def test_levers_leave_nothing_behind(fit, config, loaders):
     before = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"]
     values = {"ema": 0.5, "lr_floor": 0.1, "bias_lr": 4, "alternating_flip": True, "muon": 1.0}
-    values |= {"end_cutout": 1, "measure_statistics": True}
+    values |= {"anneal": "linear", "end_cutout": 1, "measure_statistics": True}
     for name, value in values.items():
         fit(name, value)
     assert utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"] == before
