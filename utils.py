@@ -26,6 +26,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from http.client import HTTPException
 from itertools import count
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -41,7 +42,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from sklearn.datasets import load_digits
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, recall_score
 from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import extract_archive
@@ -99,19 +100,30 @@ class Config:
 
     def __post_init__(self):
         least = {"seed": 0, "epochs": 1, "batch_size": 1, "train_images": 1, "lr_finder_steps": 10}
+        if self.train_images is None:
+            del least["train_images"]
         for name, low in least.items():
-            value = getattr(self, name)
-            if (type(value) is not int or value < low) and (name, value) != ("train_images", None):
-                rule = f"a whole number of at least {low}"
-                raise ValueError(f"{name} is {value!r}, but must be {rule}.")
+            self._take(name, int, low, np.inf, f"a whole number of at least {low}")
         for name in ("crop_padding", "cutout_size"):
-            if getattr(self, name) not in range(32):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be 0 to 31 pixels.")
+            self._take(name, int, 0, 32, "0 to 31 pixels")
         for name in ("label_smoothing", "momentum", "weight_decay", "warmup_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be 0 to below 1.")
+            self._take(name, float, 0, 1, "0 to below 1")
+        for name, low in (("mean", -np.inf), ("std", 0)):
+            values = np.ravel(getattr(self, name)).tolist()
+            if len(values) != 3 or not all(isinstance(v, Real) and v > low for v in values):
+                rule = "three numbers" + " above 0" * (name == "std")
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be {rule}.")
+            object.__setattr__(self, name, tuple(values))
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         if type(self.resume) is not bool:
             raise ValueError(f"resume is {self.resume!r}, but must be True or False.")
+
+    def _take(self, name: str, kind: type, low: float, high: float, rule: str):
+        # NumPy's numbers become Python's own: a checkpoint would not load any other.
+        value, number = getattr(self, name), Integral if kind is int else Real
+        if isinstance(value, bool) or not isinstance(value, number) or not low <= value < high:
+            raise ValueError(f"{name} is {value!r}, but must be {rule}.")
+        object.__setattr__(self, name, kind(value))
 
     @property
     def caveat(self) -> str:
@@ -168,8 +180,8 @@ def _announce(config: Config):
     on_gpu = config.device.type == "cuda"
     if config.profile == "quick":
         print("*** QUICK PROFILE: handwritten digits, NOT CIFAR-10. The numbers are no result. ***")
-        print("The real run needs a GPU, which selects it by itself, or S11_PROFILE=full.")
-    elif config.device.type == "cpu":
+        print("The real run starts by itself where there is a GPU, or with S11_PROFILE=full.")
+    elif config.device.type == "cpu" and not config.train_images:
         print(f"There is no GPU: on a CPU, {config.epochs} epochs may take many hours.")
     if "google.colab" in sys.modules and not on_gpu:
         print("This Colab has no GPU: Runtime > Change runtime type > T4 GPU, then run all again.")
@@ -421,10 +433,19 @@ def _get_optimizer(model: Module, lr: float, config: Config) -> torch.optim.SGD:
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others}]
-    optimizer = torch.optim.SGD(groups, lr, config.momentum, nesterov=True, fused=True)
+    nesterov = config.momentum > 0
+    optimizer = torch.optim.SGD(groups, lr, config.momentum, nesterov=nesterov, fused=True)
     for p in model.parameters():  # or a first step that the scaler skips leaves them undefined
         optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
+
+
+def _compute_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
+    if logits.shape[1] != (classes := len(config.classes)):
+        way_out = f"build it with num_classes={classes}, or name other classes in get_config"
+        outputs = f"The model has {logits.shape[1]} outputs, but there are {classes} classes"
+        raise ValueError(f"{outputs}: {way_out}.")
+    return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
 
 
 def _progress_bar(*args, **options) -> tqdm:
@@ -454,8 +475,10 @@ def find_lr(
     The learning-rate range test (Smith, 2015, arXiv:1506.01186), by torch-lr-finder, trains for
     config.lr_finder_steps batches. Afterwards weights, buffers, mode and random state are restored.
     The curve is kept in lr_finder.json: with config.resume, the same test is not made twice. Raises
-    ValueError when the loss diverges too early to suggest anything.
+    ValueError when the loss diverges too early to suggest anything, or the model does not fit.
     """
+    if not 0 < start_lr < end_lr:
+        raise ValueError(f"The range is {start_lr} to {end_lr}, but must rise from above 0.")
     path = config.output_dir / "lr_finder.json"
     weights = sum(p.detach().cpu().double().sum().item() for p in model.parameters())
     test_of = json.dumps([_get_settings(model, config), weights, start_lr, end_lr])
@@ -482,7 +505,7 @@ def _run_range_test(model, train_loader, config: Config, start_lr: float, end_lr
     finder = torch_lr_finder.LRFinder(
         model.to(memory_format=torch.channels_last),
         _get_optimizer(model, start_lr, config),
-        nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+        partial(_compute_loss, config=config),
         amp_backend="torch",
         amp_config=_autocast(device),
         grad_scaler=_get_scaler(device),
@@ -510,7 +533,7 @@ MARGIN = 2  # the suggested peak lasts for many steps, not for one: so much belo
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np.ndarray]:
     """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
 
-    It is half the largest learning rate at which at most a fifth of the loss's fall is lost again:
+    It is half the largest learning rate at which 80 % of the loss's fall to its minimum are kept:
     beyond, steps are so large that they undo what was learned. Unlike where the loss is lowest or
     falls fastest, this does not depend on how soon the network had learned what it can. Raises
     ValueError when the loss rises from the start, so that there is nothing to suggest.
@@ -556,7 +579,7 @@ def train(
             with torch.autocast(**_autocast(device)):
                 logits = model(images)
             logits = logits.float()
-            loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            loss = _compute_loss(logits, labels, config)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -630,7 +653,7 @@ class Checkpoint:
         """
         if not self.path.exists():
             return {}
-        way_out = "choose another output_dir, or train afresh with resume=False (it is kept aside)."
+        way_out = "choose another output_dir, or train afresh with resume=False, which renames it."
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             saved = state["settings"]
@@ -685,11 +708,12 @@ def fit_one_cycle(
     Returns the history: per epoch train_loss, train_accuracy, test_loss, test_accuracy and seconds
     (of training alone), and lr per step. Losses are means over images, accuracies are in %.
     Every epoch ends with checkpoint.pt and history.json in config.output_dir, where a next call
-    goes on if config.resume. Raises ValueError for a bad max_lr or checkpoint, FloatingPointError
-    for an infinite loss, torch.OutOfMemoryError with the batch size.
+    goes on if config.resume. Raises ValueError for a bad max_lr or checkpoint or a model for other
+    classes, FloatingPointError for an infinite loss, torch.OutOfMemoryError with the batch size.
     """
-    if not isinstance(max_lr, float | int) or not 0 < max_lr < float("inf"):
+    if not isinstance(max_lr, Real) or not 0 < max_lr < float("inf"):
         raise ValueError(f"max_lr is {max_lr!r}, but must be a number above 0.")
+    max_lr = float(max_lr)  # not NumPy's, which a checkpoint would not load
     torch.manual_seed(config.seed)
     parts = _get_one_cycle(model, max_lr, len(train_loader), config)
     path, settings = config.output_dir / "checkpoint.pt", _get_settings(model, config)
@@ -735,7 +759,7 @@ def _resume(checkpoint: Checkpoint, config: Config) -> dict[str, list[float]]:
     if not config.resume and path.exists():  # make room, but lose nothing
         names = (path.with_stem(f"{path.stem}-previous-{n}") for n in count(1))
         previous = path.rename(next(name for name in names if not name.exists()))
-        print(f"The checkpoint that was there is now {previous}.")
+        print(f"The checkpoint that was there is now {previous}. The model is trained as it is.")
     history = checkpoint.load().get("history", {})
     if history:
         done = len(history["seconds"])
@@ -849,8 +873,10 @@ def plot_history(history: dict[str, list[float]], config: Config) -> None:
     ):
         values = history[f"test_{name}"]
         best = find_best(values)
+        marker = "." if len(values) == 1 else ""  # no line is seen of a single point
         label = f"best test: {values[best]:.4g} in epoch {epochs[best]}"
-        axis.plot(epochs, history[f"train_{name}"], "--", color=ORANGE, label="train (augmented)")
+        style = {"color": ORANGE, "marker": marker, "linestyle": "--"}
+        axis.plot(epochs, history[f"train_{name}"], **style, label="train (augmented)")
         axis.plot(epochs, values, color=BLUE, label="test")
         axis.plot(epochs[best], values[best], "o", color=BLUE, label=label)
         axis.set(title=f"{name.capitalize()}, train and test", xlabel="epoch", ylabel=unit)
@@ -959,20 +985,21 @@ def plot_gradcam(
 ):
     """Draw where the network looked in the first mistakes, for the predicted and the true class.
 
-    A column per mistake: the image, and below it the heat maps of both classes. GradCAM (Selvaraju
-    et al., 2016, arXiv:1610.02391) is grad-cam's. Raises ValueError when target_layer is not in the
-    model, or when its maps have less than 5 pixels on a side.
+    A column per mistake: the image, and below it the heat maps of both classes, each scaled to its
+    own maximum. GradCAM (Selvaraju et al., 2016, arXiv:1610.02391) is grad-cam's. Raises ValueError
+    when target_layer is not in the model, or its maps have less than 5 pixels on a side.
     """
     height, width = get_map_size(model, target_layer)
     if min(height, width) < 5:
         raise ValueError(
             f"The maps of target_layer are only {height} x {width} pixels, less than 5: choose an "
-            f"earlier layer, as model.layer3[-1], whose maps are 8 x 8."
+            f"earlier layer; in ResNet18, the maps of model.layer3[-1] are 8 x 8."
         )
     if not (shown := _take_first(misclassified, count)):
         return
     training = model.training
     images = list(denormalize(shown.images, config))
+    shown.images.requires_grad_()  # so that gradients flow in a frozen network, too
     pictures, titles = images.copy(), ["image"] * len(images)
     with GradCAM(model, [target_layer]) as cam:
         for kind, classes in (("predicted", shown.predictions), ("true", shown.labels)):

@@ -63,7 +63,7 @@ def native_bfloat16(monkeypatch):
     return switch
 
 
-def make_small_model():
+def make_small_model(num_classes=10):
     """Return a network with BatchNorm and maps of 16 x 16, which trains in milliseconds."""
     torch.manual_seed(0)
     return nn.Sequential(
@@ -72,7 +72,7 @@ def make_small_model():
         nn.ReLU(),
         nn.Conv2d(8, 16, 3, stride=4, padding=1),
         nn.Flatten(),
-        nn.Linear(256, 10),
+        nn.Linear(256, num_classes),
     )
 
 

@@ -85,6 +85,13 @@ def test_config_is_frozen(config):
         ({"weight_decay": -1}, ValueError, ["weight_decay is -1", "below 1"]),
         ({"resume": "no"}, ValueError, ["resume is 'no'", "True or False"]),
         ({"lr_finder_steps": 1}, ValueError, ["lr_finder_steps is 1", "at least 10"]),
+        ({"weight_decay": "5e-4"}, ValueError, ["weight_decay is '5e-4'", "below 1"]),
+        ({"momentum": None}, ValueError, ["momentum is None", "below 1"]),
+        ({"cutout_size": 8.0}, ValueError, ["cutout_size is 8.0", "0 to 31"]),
+        ({"mean": 0.5}, ValueError, ["mean is 0.5", "three numbers"]),
+        ({"mean": ("0.5",) * 3}, ValueError, ["mean is ('0.5',", "three numbers"]),
+        ({"std": (1, 1)}, ValueError, ["std is (1, 1)", "three numbers"]),
+        ({"std": (1, 0, 1)}, ValueError, ["std is (1, 0, 1)", "above 0"]),
         ({"epoch": 3}, TypeError, ["no epoch", "epochs, batch_size"]),
     ],
 )

@@ -147,6 +147,18 @@ def test_gradcam_explains_each_image_for_its_own_two_classes(network, found, con
     ]
 
 
+def test_gradcam_explains_a_frozen_network_as_well(network, found, config, shown):
+    for frozen in (False, True):
+        network.requires_grad_(not frozen)
+        utils.plot_gradcam(network, found, config, target_layer=network[0])
+    heats = [
+        [axis.get_images()[1].get_array() for axis in figure.axes if len(axis.get_images()) > 1]
+        for figure, _ in shown
+    ]
+    np.testing.assert_array_equal(*heats)
+    assert not found.images.requires_grad
+
+
 def test_gradcam_leaves_the_model_as_it_was(config, found):
     model = ResNet18().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -208,6 +220,10 @@ def test_history_shows_both_curves_and_the_last_accuracy(config, shown):
 def test_history_of_a_single_epoch(config, shown):
     utils.plot_history(make_history(1), config)
     assert "40.00 %" in shown[0][1]
+    loss, accuracy, _ = shown[0][0].axes
+    for axis in (loss, accuracy):
+        markers = {line.get_label(): line.get_marker() for line in axis.lines}
+        assert markers["train (augmented)"] == ".", "no line is seen of a single point"
 
 
 def test_confusion_matrix_has_true_classes_in_rows(mistaken, config, shown):

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_small_model
@@ -158,7 +159,9 @@ def test_resume_false_trains_afresh_and_keeps_the_old_checkpoint(
     history = utils.fit_one_cycle(make_small_model(), *utils.get_dataloaders(fresh), 0.05, fresh)
     assert len(history["test_loss"]) == 3
     assert (resuming.output_dir / "checkpoint-previous-1.pt").read_bytes() == old
-    assert "The checkpoint that was there is now" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "The checkpoint that was there is now" in printed
+    assert "The model is trained as it is" in printed, "which is not from scratch"
 
 
 def test_every_checkpoint_that_was_put_aside_is_kept(make_config):
@@ -253,6 +256,27 @@ def test_another_network_is_refused(interrupted, resuming):
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
     with pytest.raises(ValueError, match="made with another network"):
         utils.fit_one_cycle(other, *utils.get_dataloaders(resuming), 0.05, resuming)
+
+
+def test_numbers_from_numpy_are_loaded_again(make_config, capsys):
+    pixels = np.array([[0.1, 0.2, 0.3], [0.4, 0.6, 0.8]])
+    config = make_config(
+        classes=np.array(list("0123456789")),
+        mean=pixels.mean(0),
+        std=tuple(pixels.std(0)),
+        epochs=np.int64(1),
+        train_images=np.int32(40),
+        batch_size=20,
+        cutout_size=np.uint8(4),
+        weight_decay=np.float64(0.5),
+        label_smoothing=np.float32(0.5),
+    )
+    loaders = utils.get_dataloaders(config)
+    max_lr = np.geomspace(0.01, 0.02, 3)[1]
+    history = utils.fit_one_cycle(make_small_model(), *loaders, max_lr, config)
+    capsys.readouterr()
+    assert utils.fit_one_cycle(make_small_model(), *loaders, max_lr, config) == history
+    assert "Finished before, and loaded" in capsys.readouterr().out
 
 
 class Malice:

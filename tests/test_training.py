@@ -92,6 +92,19 @@ def test_no_reading_from_the_device_in_the_loop(config, monkeypatch):
     assert scheduler.last_epoch == 3, "all steps were made before the first reading"
 
 
+def test_no_momentum_is_plain_sgd(make_config):
+    config = make_config(epochs=1, batch_size=20, train_images=40, momentum=0, weight_decay=0)
+    model, expected = make_small_model(), make_small_model()
+    parts = utils._get_one_cycle(model, 0.1, 1, config)
+    images, labels = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
+    loss = F.cross_entropy(expected(images), labels, label_smoothing=config.label_smoothing)
+    loss.backward()
+    lr = parts["optimizer"].param_groups[0]["lr"]
+    utils.train(model, [(images, labels)], **parts, config=config)
+    for actual, p in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(actual, p - lr * p.grad)
+
+
 def test_weight_decay_spares_batchnorm_and_biases(model, config):
     decayed, spared = utils._get_optimizer(model, 0.1, config).param_groups
     assert decayed["weight_decay"] == config.weight_decay > 0

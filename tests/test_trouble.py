@@ -28,6 +28,23 @@ def test_bad_peak_is_told_before_anything_is_trained(model, config, loaders, max
         utils.fit_one_cycle(model, *loaders, max_lr, config)
 
 
+@pytest.mark.parametrize("outputs", [3, 20])
+def test_model_for_another_number_of_classes_is_told_what_to_do(model, config, loaders, outputs):
+    model[5] = torch.nn.Linear(256, outputs)
+    for call in (
+        lambda: utils.find_lr(model, loaders[0], config),
+        lambda: utils.fit_one_cycle(model, *loaders, 0.05, config),
+    ):
+        with pytest.raises(ValueError, match=rf"has {outputs} outputs.*num_classes=10"):
+            call()
+
+
+@pytest.mark.parametrize("limits", [(1, 1e-3), (0, 1), (1, 1)])
+def test_range_of_learning_rates_must_rise(model, config, loaders, limits):
+    with pytest.raises(ValueError, match=r"range is .* must rise from above 0"):
+        utils.find_lr(model, loaders[0], config, *limits)
+
+
 @pytest.mark.parametrize("work", ["fit", "find"])
 def test_too_little_gpu_memory_names_the_batch_size(model, config, loaders, monkeypatch, work):
     def full(_):
