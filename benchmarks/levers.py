@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import Compose
 
 import utils
@@ -139,20 +139,6 @@ def end_cutout(epochs: int, model, train_loader, config: utils.Config):
 
 
 @contextmanager
-def measure_statistics(on: bool, model: nn.Module, train_loader, config: utils.Config):
-    """End with BatchNorm's statistics measured anew, on training images without CutOut.
-
-    Its squares take a quarter of the variance, which the test images have.
-    """
-    yield
-    if on:
-        whole = leave_out(utils.CutOut, train_loader.dataset.transform)
-        autocast = torch.autocast(**utils._autocast(config.device))
-        with mock.patch.object(train_loader.dataset, "transform", whole), autocast:
-            update_bn(train_loader, model, config.device)
-
-
-@contextmanager
 def use_muon(factor: float, *_):
     """Train the convolutions with Muon, at so many times the learning rate of the rest."""
     get_optimizer = utils._get_optimizer
@@ -245,7 +231,6 @@ LEVERS = {
     "dirac": init_dirac,
     "alternating_flip": alternate_flip,
     "end_cutout": end_cutout,
-    "measure_statistics": measure_statistics,
     "muon": use_muon,
     "half_size": halve_images,
     "compile": compile_model,

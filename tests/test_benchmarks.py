@@ -395,13 +395,6 @@ def test_cutout_ends_before_training_does(fit, holes, loaders):
     assert next(iter(loaders[0]))[0].eq(0).any(), "the loader cuts out again"
 
 
-def test_statistics_are_measured_without_cutout(fit, holes):
-    model, counts = holes
-    fit("measure_statistics", True, model)
-    assert counts == [32, 32, 16] * 2 + [0, 0, 0]
-    assert model[1].num_batches_tracked == 3, "of these last batches only"
-
-
 def test_half_size_trains_and_tests_on_16_x_16_pixels(fit):
     model, shapes = make_small_model(), []
     model[0].register_forward_pre_hook(lambda _, images: shapes.append(tuple(images[0].shape[2:])))
@@ -437,7 +430,7 @@ def test_cudnn_may_choose_while_it_trains(monkeypatch, fit):
 def test_levers_leave_nothing_behind(fit, config, loaders):
     before = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"]
     values = {"ema": 0.5, "lr_floor": 0.1, "bias_lr": 4, "alternating_flip": True, "muon": 1.0}
-    values |= {"anneal": "linear", "end_cutout": 1, "measure_statistics": True}
+    values |= {"anneal": "linear", "end_cutout": 1}
     for name, value in values.items():
         fit(name, value)
     assert utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"] == before
