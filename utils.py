@@ -759,7 +759,8 @@ def _resume(checkpoint: Checkpoint, config: Config) -> dict[str, list[float]]:
     if not config.resume and path.exists():  # make room, but lose nothing
         names = (path.with_stem(f"{path.stem}-previous-{n}") for n in count(1))
         previous = path.rename(next(name for name in names if not name.exists()))
-        print(f"The checkpoint that was there is now {previous}. The model is trained as it is.")
+        start = "Training starts from the weights that the model has"
+        print(f"The checkpoint that was there is now {previous}. {start}.")
     history = checkpoint.load().get("history", {})
     if history:
         done = len(history["seconds"])

@@ -161,7 +161,7 @@ def test_resume_false_trains_afresh_and_keeps_the_old_checkpoint(
     assert (resuming.output_dir / "checkpoint-previous-1.pt").read_bytes() == old
     printed = capsys.readouterr().out
     assert "The checkpoint that was there is now" in printed
-    assert "The model is trained as it is" in printed, "which is not from scratch"
+    assert "Training starts from the weights that the model has" in printed, "trained or not"
 
 
 def test_every_checkpoint_that_was_put_aside_is_kept(make_config):
