@@ -533,7 +533,7 @@ MARGIN = 2  # the suggested peak lasts for many steps, not for one: so much belo
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np.ndarray]:
     """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
 
-    It is half the largest learning rate at which 80 % of the loss's fall to its minimum are kept:
+    It is half the largest learning rate at which at least 80 % of the loss's fall is kept:
     beyond, steps are so large that they undo what was learned. Unlike where the loss is lowest or
     falls fastest, this does not depend on how soon the network had learned what it can. Raises
     ValueError when the loss rises from the start, so that there is nothing to suggest.

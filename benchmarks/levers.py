@@ -199,10 +199,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 @contextmanager
 def halve_images(on: bool, model: nn.Module, *_):
-    """Let the network see 16 x 16 pixels, a quarter of the work; it stays so.
-
-    On a machine without a GPU, this compares settings in a quarter of the time.
-    """
+    """Let the network see 16 x 16 pixels, to compare settings on a CPU; it stays so."""
     if on:
         model.register_forward_pre_hook(lambda _, images: nn.functional.avg_pool2d(*images, 2))
     yield
