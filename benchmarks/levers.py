@@ -184,6 +184,8 @@ class Muon(torch.optim.SGD):
             filters.grad = None  # SGD leaves alone what has no gradient
         return super().step(closure)
 
+    step.hooked = True  # the hooks run in SGD's step: PyTorch would run them here as well
+
 
 def orthogonalize(matrix: Tensor) -> Tensor:
     """Bring the singular values of a matrix near 1, by five steps of Newton and Schulz."""

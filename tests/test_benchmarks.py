@@ -408,6 +408,7 @@ def test_muon_takes_orthogonal_steps_and_trains_the_rest_as_before(fit, config):
     for _ in range(2):
         history, _ = fit("muon", 5.0, model)
     assert history["train_loss"][-1] < 2.2
+    assert len(history["lr"]) == 6, "the hooks run once per step"
     matrix = levers.orthogonalize(torch.randn(20, 50, generator=torch.Generator().manual_seed(0)))
     singular = torch.linalg.svdvals(matrix)
     assert 0.6 < singular.min() <= singular.max() < 1.3
