@@ -4,7 +4,7 @@ Read it from top to bottom, in the order in which the data flows:
 
     1. Configuration   Config, get_config
     2. Data            RandomCrop, RandomHorizontalFlip, CutOut, get_transforms, get_dataloaders
-    3. Training        show_summary, find_lr, train, test, fit_one_cycle
+    3. Training        show_summary, Muon, find_lr, train, test, fit_one_cycle
     4. Plots           plot_samples, plot_history, plot_confusion_matrix
     5. Explanation     get_misclassified, plot_misclassified, plot_gradcam
 """
@@ -428,16 +428,56 @@ def _get_scaler(device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, init_scale=1024, enabled=enabled)
 
 
-def _get_optimizer(model: Module, lr: float, config: Config) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum, without weight decay on BatchNorm and biases."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others}]
-    nesterov = config.momentum > 0
-    optimizer = torch.optim.SGD(groups, lr, config.momentum, nesterov=nesterov, fused=True)
-    for p in model.parameters():  # or a first step that the scaler skips leaves them undefined
-        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return optimizer
+class Muon(torch.optim.Optimizer):
+    """Take orthogonal steps for the filters of convolutions, and steps of SGD for all the rest.
+
+    For Muon (Jordan, 2024, kellerjordan.github.io/posts/muon), a layer's filters are the rows of a
+    matrix, and its momentum is replaced by the nearest orthogonal one: every direction counts, no
+    matter how small its gradients are. The filters keep their norm, since BatchNorm undoes any
+    scale; so lr is about the angle of a step, in radians. Both use Nesterov momentum.
+    """
+
+    def __init__(self, groups: Iterable[dict], lr: float, momentum: float):
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Change all parameters that have a gradient, once."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                gradient = p.grad.add(p, alpha=group["weight_decay"])
+                buffer = self.state[p]["momentum_buffer"]
+                buffer.mul_(group["momentum"]).add_(gradient)
+                change = gradient.add_(buffer, alpha=group["momentum"])
+                if p.ndim == 4:
+                    p.mul_(len(p) ** 0.5 / p.norm())
+                    change = _orthogonalize(change.flatten(1)).view_as(p)
+                p.add_(change, alpha=-group["lr"])
+
+
+def _orthogonalize(matrix: Tensor) -> Tensor:
+    """Bring the singular values of a matrix near 1: Muon's Newton-Schulz iteration, three times."""
+    wide = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
+    x = wide / (wide.norm() + 1e-7)
+    with torch.autocast(**_autocast(matrix.device)):
+        for _ in range(3):
+            square = x @ x.T
+            factor = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+            x = torch.addmm(x, factor, x, beta=3.4445)
+    return (x if wide is matrix else x.T).to(matrix.dtype)
+
+
+def _get_optimizer(model: Module, lr: float, config: Config) -> Muon:
+    """Return Muon; only the weights of linear layers decay, since filters keep their norm."""
+    weights = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    groups = [{"params": others}, {"params": weights, "weight_decay": config.weight_decay}]
+    return Muon(groups, lr, config.momentum)
 
 
 def _compute_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
@@ -526,14 +566,14 @@ def _run_range_test(model, train_loader, config: Config, start_lr: float, end_lr
     return lrs, losses
 
 
-LOSS_GIVEN_UP = 0.2  # the part of its fall by which the loss may have risen again
+LOSS_GIVEN_UP = 0.5  # the part of its fall by which the loss may have risen again
 MARGIN = 2  # the suggested peak lasts for many steps, not for one: so much below where that is
 
 
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, np.ndarray]:
     """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
 
-    It is half the largest learning rate at which at least 80 % of the loss's fall is kept:
+    It is half the largest learning rate at which at least half of the loss's fall is kept:
     beyond, steps are so large that they undo what was learned. Unlike where the loss is lowest or
     falls fastest, this does not depend on how soon the network had learned what it can. Raises
     ValueError when the loss rises from the start, so that there is nothing to suggest.

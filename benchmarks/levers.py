@@ -10,7 +10,7 @@ from itertools import count
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -139,64 +139,18 @@ def end_cutout(epochs: int, model, train_loader, config: utils.Config):
 
 
 @contextmanager
-def use_muon(factor: float, *_):
-    """Train the convolutions with Muon, at so many times the learning rate of the rest."""
-    get_optimizer = utils._get_optimizer
+def use_sgd(on: bool, *_):
+    """Train the filters by SGD, as everything else, and with weight decay."""
 
-    def get_muon(model, lr, config):
-        return Muon(get_optimizer(model, lr, config), factor)
+    def get_sgd(model, lr, config):
+        weights = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": others}, {"params": weights, "weight_decay": config.weight_decay}]
+        nesterov = config.momentum > 0
+        return torch.optim.SGD(groups, lr, config.momentum, nesterov=nesterov, fused=True)
 
-    with mock.patch.object(utils, "_get_optimizer", get_muon):
+    with mock.patch.object(utils, "_get_optimizer", get_sgd if on else utils._get_optimizer):
         yield
-
-
-class Muon(torch.optim.SGD):
-    """SGD whose steps for convolutions are orthogonal and as large as the filters are many.
-
-    After Muon (Jordan, 2024), as it is used for CIFAR-10: the filters of a layer keep their norm,
-    so that weight decay has nothing to do there.
-    """
-
-    def __init__(self, sgd: torch.optim.SGD, factor: float):
-        weights, others = sgd.param_groups
-        filters = [p for p in weights["params"] if p.ndim == 4]
-        rest = [p for p in weights["params"] if p.ndim != 4]
-        groups = [
-            {"params": rest, "weight_decay": weights["weight_decay"]},
-            {"params": others["params"]},
-            {"params": filters, "factor": factor},
-        ]
-        options = {name: others[name] for name in ("lr", "momentum", "nesterov", "fused")}
-        super().__init__(groups, **options)
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        """Take a step: Muon for the filters, whose gradients are used up, and SGD for the rest."""
-        group = self.param_groups[-1]
-        for filters in group["params"]:
-            state = self.state[filters]
-            momentum = state.setdefault("muon", torch.zeros_like(filters))
-            momentum.mul_(0.6).add_(filters.grad)
-            gradient = filters.grad.add(momentum, alpha=0.6)
-            filters.mul_(len(filters) ** 0.5 / filters.norm())
-            update = orthogonalize(gradient.flatten(1)).view_as(filters)
-            filters.add_(update, alpha=-group["lr"] * group["factor"])
-            filters.grad = None  # SGD leaves alone what has no gradient
-        return super().step(closure)
-
-    step.hooked = True  # the hooks run in SGD's step: PyTorch would run them here as well
-
-
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Bring the singular values of a matrix near 1, by five steps of Newton and Schulz."""
-    wide = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
-    x = wide / (wide.norm() + 1e-7)
-    with torch.autocast(**utils._autocast(matrix.device)):  # as fast as the network's own products
-        for _ in range(5):
-            square = x @ x.T
-            factor = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
-            x = torch.addmm(x, factor, x, beta=3.4445)
-    return (x if wide is matrix else x.T).to(matrix.dtype).contiguous()
 
 
 @contextmanager
@@ -230,7 +184,7 @@ LEVERS = {
     "dirac": init_dirac,
     "alternating_flip": alternate_flip,
     "end_cutout": end_cutout,
-    "muon": use_muon,
+    "sgd": use_sgd,
     "half_size": halve_images,
     "compile": compile_model,
     "cudnn_benchmark": choose_convolutions,

@@ -83,12 +83,12 @@ def model():
 
 @pytest.fixture
 def before_steps(monkeypatch):
-    """Return a function that has something called with the optimizer before each step of any SGD.
+    """Return a function that has something called with the optimizer before each step of Muon.
 
     It may raise. Called again, it replaces what it had called until then.
     """
-    torch.optim.SGD([torch.zeros(1)])  # the first one ever made wraps step, to run its hooks
-    step = torch.optim.SGD.step
+    utils.Muon([{"params": [torch.zeros(1)]}], 0.1, 0.9)  # the first one wraps step, for its hooks
+    step = utils.Muon.step
 
     def watch(call):
         def watched_step(self, *args, **kwargs):
@@ -96,7 +96,7 @@ def before_steps(monkeypatch):
             return step(self, *args, **kwargs)
 
         watched_step.hooked = True  # or torch would wrap it, and run the hooks twice
-        monkeypatch.setattr(torch.optim.SGD, "step", watched_step)
+        monkeypatch.setattr(utils.Muon, "step", watched_step)
 
     return watch
 

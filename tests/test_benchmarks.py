@@ -334,8 +334,8 @@ def test_bias_lr(fit, before_steps):
 
 def test_ema_is_the_average_of_the_last_epochs(fit, monkeypatch):
     model = make_small_model()
-    torch.optim.SGD(model.parameters())  # the first one makes step run the hooks
-    weights, step = [], torch.optim.SGD.step
+    utils.Muon([{"params": list(model.parameters())}], 0.1, 0.9)  # the first one hooks step
+    weights, step = [], utils.Muon.step
 
     def noting_step(self, *args, **kwargs):
         answer = step(self, *args, **kwargs)
@@ -343,7 +343,7 @@ def test_ema_is_the_average_of_the_last_epochs(fit, monkeypatch):
         return answer
 
     noting_step.hooked = True
-    monkeypatch.setattr(torch.optim.SGD, "step", noting_step)
+    monkeypatch.setattr(utils.Muon, "step", noting_step)
     fit("ema", 0.5, model)
     expected = weights[0]
     for later in weights[1:]:
@@ -403,16 +403,30 @@ def test_half_size_trains_and_tests_on_16_x_16_pixels(fit):
     assert set(shapes) == {(16, 16)}
 
 
-def test_muon_takes_orthogonal_steps_and_trains_the_rest_as_before(fit, config):
-    model = make_small_model()
-    for _ in range(2):
-        history, _ = fit("muon", 5.0, model)
-    assert history["train_loss"][-1] < 2.2
-    assert len(history["lr"]) == 6, "the hooks run once per step"
-    matrix = levers.orthogonalize(torch.randn(20, 50, generator=torch.Generator().manual_seed(0)))
-    singular = torch.linalg.svdvals(matrix)
-    assert 0.6 < singular.min() <= singular.max() < 1.3
-    assert levers.orthogonalize(torch.randn(50, 20)).shape == (50, 20)
+def test_sgd_trains_filters_as_everything_else(config):
+    model, twin = make_small_model(), make_small_model()
+    with levers.LEVERS["sgd"](True):
+        optimizer = utils._get_optimizer(model, 0.1, config)
+    decays = [config.weight_decay if p.ndim > 1 else 0 for p in twin.parameters()]
+    groups = [
+        {"params": p, "weight_decay": decay}
+        for p, decay in zip(twin.parameters(), decays, strict=True)
+    ]
+    expected = torch.optim.SGD(groups, 0.1, momentum=0.9, nesterov=True)
+    for step in range(3):
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.full_like(p, 1.0 + step)
+            q.grad = p.grad.clone()
+        optimizer.step()
+        expected.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_sgd_can_be_left_out(fit, config, loaders):
+    expected = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"]
+    assert fit("sgd", False)[0]["train_loss"] == expected
+    assert fit("sgd", True)[0]["train_loss"] != expected
 
 
 def test_cudnn_may_choose_while_it_trains(monkeypatch, fit):
@@ -430,7 +444,7 @@ def test_cudnn_may_choose_while_it_trains(monkeypatch, fit):
 
 def test_levers_leave_nothing_behind(fit, config, loaders):
     before = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)["train_loss"]
-    values = {"ema": 0.5, "lr_floor": 0.1, "bias_lr": 4, "alternating_flip": True, "muon": 1.0}
+    values = {"ema": 0.5, "lr_floor": 0.1, "bias_lr": 4, "alternating_flip": True, "sgd": True}
     values |= {"anneal": "linear", "end_cutout": 1}
     for name, value in values.items():
         fit(name, value)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import utils
+from models.resnet import ResNet18
 
 
 def state(model):
@@ -92,28 +93,71 @@ def test_no_reading_from_the_device_in_the_loop(config, monkeypatch):
     assert scheduler.last_epoch == 3, "all steps were made before the first reading"
 
 
-def test_no_momentum_is_plain_sgd(make_config):
-    config = make_config(epochs=1, batch_size=20, train_images=40, momentum=0, weight_decay=0)
-    model, expected = make_small_model(), make_small_model()
-    parts = utils._get_one_cycle(model, 0.1, 1, config)
-    images, labels = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
-    loss = F.cross_entropy(expected(images), labels, label_smoothing=config.label_smoothing)
-    loss.backward()
-    lr = parts["optimizer"].param_groups[0]["lr"]
-    utils.train(model, [(images, labels)], **parts, config=config)
-    for actual, p in zip(model.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(actual, p - lr * p.grad)
+def take_steps(optimizer, parameters, count=3):
+    """Take steps along gradients that are always the same ones."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
 
 
-def test_weight_decay_spares_batchnorm_and_biases(model, config):
-    decayed, spared = utils._get_optimizer(model, 0.1, config).param_groups
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_all_but_filters_train_by_sgd(make_config, momentum):
+    config = make_config(momentum=momentum, weight_decay=0.1)
+    model, twin = make_small_model(), make_small_model()
+    take_steps(utils._get_optimizer(model, 0.1, config), model.parameters())
+    groups = [
+        {"params": [p for p in twin.parameters() if p.ndim <= 1]},
+        {"params": twin[5].weight, "weight_decay": 0.1},
+        {"params": [twin[0].weight, twin[3].weight], "lr": 0},
+    ]
+    sgd = torch.optim.SGD(groups, 0.1, momentum=momentum, nesterov=momentum > 0)
+    take_steps(sgd, twin.parameters())
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        if p.ndim != 4:
+            torch.testing.assert_close(p, q)
+
+
+def test_filters_take_orthogonal_steps_and_keep_their_norm(config):
+    model = ResNet18()
+    filters = {name: p for name, p in model.named_parameters() if p.ndim == 4}
+    assert len(filters) == 20
+    before = {name: p.detach().clone() for name, p in filters.items()}
+    gradients = {name: torch.randn_like(p) for name, p in filters.items()}
+    for name, p in filters.items():
+        p.grad = gradients[name]
+    utils._get_optimizer(model, 0.1, config).step()
+    for name, p in filters.items():
+        start = before[name] * len(p) ** 0.5 / before[name].norm()
+        step = ((start - p.detach()) / 0.1).flatten(1)
+        singular = torch.linalg.svdvals(step)
+        assert 0.5 < singular.min() <= singular.max() < 1.4, name
+        u, _, v = torch.linalg.svd(gradients[name].flatten(1), full_matrices=False)
+        nearest = u @ v
+        assert (step * nearest).sum() > 0.9 * step.norm() * nearest.norm(), name
+
+
+def test_only_weights_of_linear_layers_decay(model, config):
+    spared, decayed = utils._get_optimizer(model, 0.1, config).param_groups
     assert decayed["weight_decay"] == config.weight_decay > 0
     assert spared["weight_decay"] == 0
-    assert {id(p) for p in spared["params"]} == {
-        id(p) for name, p in model.named_parameters() if name.endswith("bias") or name == "1.weight"
-    }
+    assert [id(p) for p in decayed["params"]] == [id(model[5].weight)]
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
-    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in (decayed, spared))
+    assert all(group["momentum"] == 0.9 for group in (decayed, spared))
+
+
+def test_what_has_no_gradient_stays(model, config):
+    model[0].weight.requires_grad_(False)
+    model[5].weight.requires_grad_(False)
+    before = state(model)
+    optimizer = utils._get_optimizer(model, 0.1, config)
+    model(torch.randn(8, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    after = state(model)
+    assert torch.equal(before["0.weight"], after["0.weight"])
+    assert torch.equal(before["5.weight"], after["5.weight"])
+    assert not torch.equal(before["3.weight"], after["3.weight"])
 
 
 # OneCycle
@@ -121,11 +165,11 @@ def test_weight_decay_spares_batchnorm_and_biases(model, config):
 
 @pytest.fixture
 def steps(before_steps):
-    """Collect (learning rate, momentum) of every step that any SGD makes."""
+    """Collect (learning rate, momentum) of every step that Muon makes."""
     made = []
 
-    def note(sgd):
-        made.append((sgd.param_groups[0]["lr"], sgd.param_groups[0]["momentum"]))
+    def note(muon):
+        made.append((muon.param_groups[0]["lr"], muon.param_groups[0]["momentum"]))
 
     before_steps(note)
     return made
@@ -401,7 +445,7 @@ def test_suggestion_is_half_the_last_before_the_loss_is_lost(lowest, noise):
     lrs = np.logspace(-4, 1, 200)
     losses = falling_then_rising(lrs, lowest)
     suggested, smoothed = utils.suggest_lr(lrs, falling_then_rising(lrs, lowest, noise))
-    limit = losses.min() + 0.2 * (losses[0] - losses.min())
+    limit = (losses.min() + losses[0]) / 2
     expected = lrs[np.flatnonzero(losses <= limit)[-1]] / 2
     assert suggested == pytest.approx(expected, rel=0.2)
     assert 2 * suggested > 1.2 * lrs[np.argmin(losses)], "not the minimum, which moves with chance"
