@@ -2,9 +2,9 @@
 
     python benchmarks/collect.py --record record.jsonl --sweep sweep.jsonl --speed speed.jsonl
 
-Each file replaces its part of results.json; a part whose file is not given stays as it is. With
-both a record and a sweep, images/lr_sweep.png shows the validation accuracy by peak learning rate,
-and the LR finder's answers to the seeds of the record. Refuses rows of a smoke test.
+Each file replaces its part of results.json; a part whose file is not given stays as it is. With a
+sweep, images/lr_sweep.png shows the validation accuracy by peak learning rate, and what the LR
+finder answered in the runs that asked it. Refuses rows of a smoke test.
 """
 
 import argparse
@@ -28,35 +28,46 @@ def check(rows: list[dict], path: Path) -> list[dict]:
     return rows
 
 
-def group_by_lr(rows: list[dict]) -> dict[str, dict[float, list[float]]]:
-    """Return the accuracies of a sweep by its other settings, and by max_lr within them."""
+def describe(settings: dict) -> str:
+    """Name settings for a reader: "half size, epochs 5"."""
+    words = [key if value is True else f"{key} {value}" for key, value in settings.items()]
+    return ", ".join(words).replace("_", " ") or "as it is"
+
+
+def group_by_lr(rows: list[dict]) -> tuple[dict, dict[str, dict[float, list[float]]]]:
+    """Return what all rows have in common, and the accuracies by other settings and by max_lr."""
+    done = [row for row in rows if "diverged" not in row and "max_lr" in row["settings"]]
+    found = [dict(row["settings"]) for row in done]
+    lrs = [settings.pop("max_lr") for settings in found]
+    items = found[0].items() if found else ()
+    shared = {key: value for key, value in items if all(s.get(key) == value for s in found)}
     groups = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        settings = dict(row["settings"])
-        if "max_lr" in settings and "diverged" not in row:
-            max_lr = settings.pop("max_lr")
-            name = ", ".join(f"{key} {value}" for key, value in settings.items()) or "as it is"
-            groups[name][max_lr].append(row["accuracy"])
-    return {name: group for name, group in groups.items() if len(group) > 1}
+    for row, settings, lr in zip(done, found, lrs, strict=True):
+        own = {key: settings[key] for key in settings if key not in shared}
+        groups[describe(own)][lr].append(row["accuracy"])
+    return shared, groups
 
 
 @plt.rc_context(utils.STYLE)
-def draw_lr_sweep(sweep: list[dict], record: list[dict], path: Path):
-    """Draw the accuracies of a sweep, and the learning rates that the record was made with."""
+def draw_lr_sweep(rows: list[dict], path: Path):
+    """Draw the accuracies of a sweep, and what the LR finder said where it was asked."""
     figure, axis = plt.subplots(figsize=(8, 4.5))
     colors = (utils.BLUE, utils.GREEN, utils.GREY)
     markers = "os^Dv"
-    for i, (name, group) in enumerate(group_by_lr(sweep).items()):
+    shared, groups = group_by_lr(rows)
+    for i, (name, group) in enumerate(groups.items()):
         style = {"color": colors[i % len(colors)], "marker": markers[i % len(markers)]}
         lrs = sorted(group)
         axis.plot(lrs, [mean(group[lr]) for lr in lrs], **style, markersize=8, label=name)
         for lr in lrs:
             axis.plot([lr] * len(group[lr]), group[lr], ".", color=style["color"], alpha=0.5)
-    for i, row in enumerate(record):
-        label = f"LR finder, {len(record)} seeds" if i == 0 else None
-        axis.axvline(row["max_lr"], color=utils.ORANGE, linestyle="--", label=label)
+    answers = [row["max_lr"] for row in rows if row["settings"] == shared and "max_lr" in row]
+    for i, max_lr in enumerate(answers):
+        label = f"LR finder, {len(answers)} seed{'s' * (len(answers) > 1)}" if i == 0 else None
+        axis.axvline(max_lr, color=utils.ORANGE, linestyle="--", label=label)
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
-    axis.set_title("Where the LR finder leads, and what training with each peak gives")
+    title = "What training with each peak gives" + ", and where the LR finder leads" * bool(answers)
+    axis.set_title(title + f"\n({describe(shared)})" * bool(shared))
     axis.legend()
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path)
@@ -81,9 +92,9 @@ def main():
         parser.error(str(error))
     utils._write(path, (json.dumps(results, indent=1) + "\n").encode())  # the old whole or the new
     print(f"{path} has {', '.join(f'{name} ({len(rows)})' for name, rows in results.items())}")
-    if args.record and args.sweep:
+    if args.sweep:
         figure = args.into / "images" / "lr_sweep.png"
-        draw_lr_sweep(results["sweep"], results["record"], figure)
+        draw_lr_sweep(results["sweep"], figure)
         print(f"{figure} is drawn")
 
 

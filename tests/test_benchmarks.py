@@ -492,4 +492,27 @@ def test_collect_refuses_what_is_no_result(call, tmp_path, rows):
 
 def test_accuracies_by_learning_rate():
     rows = [make_row(0.1, 90), make_row(0.1, 92), make_row(0.2, 93), make_row(0.2, 94, ema=0.9)]
-    assert collect.group_by_lr(rows) == {"as it is": {0.1: [90, 92], 0.2: [93]}}
+    groups = {"as it is": {0.1: [90, 92], 0.2: [93]}, "ema 0.9": {0.2: [94]}}
+    assert collect.group_by_lr(rows) == ({}, groups)
+
+
+def test_what_all_of_a_sweep_have_in_common_is_said_once():
+    half = {"half_size": True, "epochs": 5}
+    rows = [make_row(0.1, 77, **half), make_row(0.2, 70, sgd=True, **half)]
+    assert collect.group_by_lr(rows) == (half, {"as it is": {0.1: [77]}, "sgd": {0.2: [70]}})
+    assert collect.describe(half) == "half size, epochs 5"
+
+
+def test_sweep_is_drawn_with_the_answers_of_the_lr_finder(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(collect.plt, "close", figures.append)
+    half = {"half_size": True}
+    rows = [make_row(lr, 70 + lr, **half) for lr in (0.1, 0.2)]
+    asked = {**make_row(0.3, 73), "settings": half}
+    other = {**make_row(0.4, 73), "settings": {**half, "sgd": True}}
+    collect.draw_lr_sweep([*rows, asked, other], tmp_path / "sweep.png")
+    (axis,) = figures[0].axes
+    lines = {line.get_label(): line.get_xdata() for line in axis.lines}
+    assert list(lines["LR finder, 1 seed"]) == [0.3, 0.3]
+    assert list(lines["as it is"]) == [0.1, 0.2]
+    assert "half size" in axis.get_title()
