@@ -100,34 +100,32 @@ def make_curve(lrs, lowest, steepness, drop):
 
 @many
 @given(st.floats(-2, 0.3), st.floats(3, 8), st.floats(0.3, 1.5), st.integers(60, 300))
-def test_suggestion_is_half_of_where_the_loss_has_lost_half_of_its_fall(
-    exponent, steepness, drop, steps
-):
+def test_limit_is_where_the_loss_has_lost_half_of_its_fall(exponent, steepness, drop, steps):
     lrs = np.logspace(-4, 1, steps)
     losses = make_curve(lrs, 10**exponent, steepness, drop)
-    suggested, smoothed = utils.suggest_lr(lrs, losses)
+    limit, smoothed = utils.find_lr_limit(lrs, losses)
     kept = (smoothed[0] - smoothed) / (smoothed[0] - smoothed.min())
-    assert kept[lrs == 2 * suggested] >= 0.5 - 1e-9
-    assert (kept[lrs > 2 * suggested] < 0.5).all()
+    assert kept[lrs == limit] >= 0.5 - 1e-9
+    assert (kept[lrs > limit] < 0.5).all()
     assert smoothed.min() >= losses.min() - 1e-9
 
 
 @many
 @given(seeds, st.floats(-1.5, 0.3), st.floats(0, 0.1))
-def test_suggestion_is_half_the_end_of_a_noisy_plateau_and_no_chance_minimum(seed, exponent, noise):
+def test_limit_is_the_end_of_a_noisy_plateau_and_no_chance_minimum(seed, exponent, noise):
     lrs = np.logspace(-4, 1, 300)
     x = np.log10(lrs)
     losses = 2.3 - np.clip(x + 4, 0, 1) + np.clip(4 * (x - exponent), 0, 3)
     losses += noise * np.random.default_rng(seed).standard_normal(300)
-    suggested, _ = utils.suggest_lr(lrs, losses)
-    assert 0.75 < 2 * suggested / 10**exponent < 1.4
+    limit, _ = utils.find_lr_limit(lrs, losses)
+    assert 0.75 < limit / 10**exponent < 1.4
 
 
 @many
 @given(st.floats(-2, 0), st.floats(-3, 3), st.floats(0.1, 100), st.floats(-5, 5))
-def test_suggestion_moves_with_the_axis_and_not_with_the_loss(exponent, shift, scale, offset):
+def test_limit_moves_with_the_axis_and_not_with_the_loss(exponent, shift, scale, offset):
     lrs = np.logspace(-4, 1, 100)
     losses = make_curve(lrs, 10**exponent, 5, 1)
-    expected, _ = utils.suggest_lr(lrs, losses)
-    moved, _ = utils.suggest_lr(lrs * 10**shift, losses * scale + offset)
+    expected, _ = utils.find_lr_limit(lrs, losses)
+    moved, _ = utils.find_lr_limit(lrs * 10**shift, losses * scale + offset)
     assert moved == pytest.approx(expected * 10**shift, rel=1e-6)

@@ -351,7 +351,7 @@ def test_find_lr_draws_plain_text_only(model, config, loaders, capsys):
 
 
 def test_find_lr_says_when_the_loss_diverges_too_early(model, config, loaders):
-    with pytest.raises(ValueError, match="too early to suggest a learning rate: start below 1e"):
+    with pytest.raises(ValueError, match="too early to see a limit: start below 1e"):
         utils.find_lr(model, loaders[0], config, start_lr=1e4, end_lr=1e6)
 
 
@@ -439,34 +439,43 @@ def falling_then_rising(lrs, lowest, noise=0.0):
     return loss + noise * np.random.default_rng(0).standard_normal(len(lrs))
 
 
+def test_longer_runs_peak_lower(make_config):
+    def find(epochs):
+        config = make_config(epochs=epochs, batch_size=32, train_images=96, lr_finder_steps=20)
+        return utils.find_lr(make_small_model(), utils.get_dataloaders(config)[0], config)
+
+    assert find(40) == pytest.approx(find(10) / 2)
+    assert find(1) == find(2), "the limit itself"
+    assert find(10) == pytest.approx(find(1) * (25 / 30) ** 0.5)
+
+
 @pytest.mark.parametrize("lowest", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_suggestion_is_half_the_last_before_the_loss_is_lost(lowest, noise):
+def test_limit_is_the_last_before_half_of_the_fall_is_lost(lowest, noise):
     lrs = np.logspace(-4, 1, 200)
     losses = falling_then_rising(lrs, lowest)
-    suggested, smoothed = utils.suggest_lr(lrs, falling_then_rising(lrs, lowest, noise))
-    limit = (losses.min() + losses[0]) / 2
-    expected = lrs[np.flatnonzero(losses <= limit)[-1]] / 2
-    assert suggested == pytest.approx(expected, rel=0.2)
-    assert 2 * suggested > 1.2 * lrs[np.argmin(losses)], "not the minimum, which moves with chance"
+    limit, smoothed = utils.find_lr_limit(lrs, falling_then_rising(lrs, lowest, noise))
+    expected = lrs[np.flatnonzero(losses <= (losses.min() + losses[0]) / 2)[-1]]
+    assert limit == pytest.approx(expected, rel=0.2)
+    assert limit > 1.2 * lrs[np.argmin(losses)], "not the minimum, which moves with chance"
     assert len(smoothed) == 200
 
 
-def test_suggestion_ignores_what_comes_after_a_nan():
+def test_limit_ignores_what_comes_after_a_nan():
     lrs = np.logspace(-4, 1, 200)
     losses = falling_then_rising(lrs, 0.1)
     broken = losses.copy()
     broken[150:] = np.nan
-    expected, _ = utils.suggest_lr(lrs, losses)
-    suggested, smoothed = utils.suggest_lr(lrs, broken)
-    assert suggested == pytest.approx(expected, rel=0.2)
+    expected, _ = utils.find_lr_limit(lrs, losses)
+    limit, smoothed = utils.find_lr_limit(lrs, broken)
+    assert limit == pytest.approx(expected, rel=0.2)
     assert len(smoothed) == 150
 
 
 @pytest.mark.parametrize("losses", [np.linspace(2, 9, 50), np.full(50, np.nan), [2.3, np.inf]])
-def test_no_suggestion_without_a_fall(losses):
+def test_no_limit_without_a_fall(losses):
     with pytest.raises(ValueError, match="too early"):
-        utils.suggest_lr(np.logspace(-3, 1, len(losses)), losses)
+        utils.find_lr_limit(np.logspace(-3, 1, len(losses)), losses)
 
 
 def test_any_dataloader_works(model, config):
