@@ -140,6 +140,17 @@ def test_log_is_that_of_results_json():
     assert f"| this one | {epoch} | {test[1]:.2f} % (n=1) |" in README
 
 
+def test_sweep_is_that_of_results_json():
+    best = {}
+    for row in RESULTS["sweep"]:
+        settings = dict(row["settings"])
+        sgd = settings.pop("sgd", False)
+        assert settings == {"half_size": True, "epochs": 5, "max_lr": row["max_lr"]}
+        best[sgd] = max(best.get(sgd, 0), row["accuracy"])
+    text = README.replace("\n", " ")
+    assert f"Muon's best, {best[False]:.2f} %, is far above SGD's best, {best[True]:.2f} %" in text
+
+
 def test_speeds_are_those_of_results_json():
     rows = (
         ("input pipeline, images per second", ",.0f", 1),
