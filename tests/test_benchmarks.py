@@ -504,14 +504,14 @@ def test_what_all_of_a_sweep_have_in_common_is_said_once():
 
 
 def test_sweep_is_drawn_with_the_answers_of_the_lr_finder(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(collect.plt, "close", figures.append)
+    drawn, close = [], collect.plt.close
+    monkeypatch.setattr(collect.plt, "close", lambda figure: drawn.append(figure) or close(figure))
     half = {"half_size": True}
     rows = [make_row(lr, 70 + lr, **half) for lr in (0.1, 0.2)]
     asked = {**make_row(0.3, 73), "settings": half}
     other = {**make_row(0.4, 73), "settings": {**half, "sgd": True}}
     collect.draw_lr_sweep([*rows, asked, other], tmp_path / "sweep.png")
-    (axis,) = figures[0].axes
+    (axis,) = drawn[0].axes
     lines = {line.get_label(): line.get_xdata() for line in axis.lines}
     assert list(lines["LR finder, 1 seed"]) == [0.3, 0.3]
     assert list(lines["as it is"]) == [0.1, 0.2]
