@@ -66,7 +66,11 @@ def draw_lr_sweep(rows: list[dict], path: Path):
         label = f"LR finder, {len(answers)} seed{'s' * (len(answers) > 1)}" if i == 0 else None
         axis.axvline(max_lr, color=utils.ORANGE, linestyle="--", label=label)
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
-    title = "What training with each peak gives" + ", and where the LR finder leads" * bool(answers)
+    # As numbers: powers of ten alone would not tell what was tried.
+    tried = sorted({lr for group in groups.values() for lr in group})
+    axis.set_xticks(tried, [f"{lr:g}" for lr in tried])
+    axis.minorticks_off()
+    title = "Accuracy by peak learning rate" + ", and where the LR finder leads" * bool(answers)
     axis.set_title(title + f"\n({describe(shared)})" * bool(shared))
     axis.legend()
     path.parent.mkdir(exist_ok=True)
