@@ -1,12 +1,15 @@
 """Changes of the training that are not, or not yet, worth their lines in utils.py.
 
-Each lever is a context manager around utils.fit_one_cycle: called with its value, the model, the
-training loader and the configuration, it changes one thing from outside, and puts it back.
+Each lever is a context manager around utils.find_lr and utils.fit_one_cycle: called with its value,
+the model, the training loader and the configuration, it changes one thing from outside, and puts it
+back.
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -31,18 +34,31 @@ def change_one_cycle(**options) -> AbstractContextManager:
 
 
 @contextmanager
+def count_epochs() -> Iterator[SimpleNamespace]:
+    """Yield what has the number of the epoch in training, from 1 on; 0 while the LR finder runs."""
+    train, epoch = utils.train, SimpleNamespace(number=0)
+
+    def train_epoch(*args, **options):
+        epoch.number += 1
+        return train(*args, **options)
+
+    with mock.patch.object(utils, "train", train_epoch):
+        yield epoch
+
+
+@contextmanager
 def average_weights(decay: float, model: nn.Module, train_loader, config: utils.Config):
     """End with a moving average of weights and buffers, which starts four epochs before the end."""
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    steps, first = count(), (config.epochs - 4) * len(train_loader)
 
     def update(*_):
-        if next(steps) >= first:
+        if epoch.number > max(0, config.epochs - 4):
             average.update_parameters(model)
 
     hook = register_optimizer_step_post_hook(update)
     try:
-        yield
+        with count_epochs() as epoch:
+            yield
         model.load_state_dict(average.module.state_dict())
     finally:
         hook.remove()
@@ -107,18 +123,18 @@ def alternate_flip(on: bool, model: nn.Module, train_loader, config: utils.Confi
     if not on:
         yield
         return
-    dataset, calls = train_loader.dataset, count()
+    dataset = train_loader.dataset
     first = torch.rand(len(dataset), device=config.device) < 0.5
-    augment = leave_out(utils.RandomHorizontalFlip, dataset.transform)
 
     def fetch(indices):
         indices = torch.as_tensor(indices, device=config.device)
-        odd = next(calls) // len(train_loader) % 2 == 1
         images = dataset.images[indices].permute(0, 3, 1, 2)
-        mirrored = (first[indices] ^ odd).view(-1, 1, 1, 1)
+        mirrored = (first[indices] ^ (epoch.number % 2 == 0)).view(-1, 1, 1, 1)
+        augment = leave_out(utils.RandomHorizontalFlip, dataset.transform)  # as it is at this time
         return augment(torch.where(mirrored, images.flip(3), images)), dataset.labels[indices]
 
-    with mock.patch.object(dataset, "__getitems__", fetch, create=True):
+    patch = mock.patch.object(dataset, "__getitems__", fetch, create=True)
+    with patch, count_epochs() as epoch:
         yield
 
 

@@ -42,10 +42,10 @@ def run(settings: dict, seed: int, smoke: bool) -> dict:
         loader, _ = utils.get_dataloaders(config)
         train_loader, validation_loader = common.split(loader, config, 0.1)
         model = ResNet18().to(config.device, memory_format=torch.channels_last)
-        max_lr = settings.get("max_lr") or utils.find_lr(model, train_loader, config)
         with ExitStack() as changes:
             for name, value in levers.items():
                 changes.enter_context(LEVERS[name](value, model, train_loader, config))
+            max_lr = settings.get("max_lr") or utils.find_lr(model, train_loader, config)
             history = utils.fit_one_cycle(model, train_loader, validation_loader, max_lr, config)
         scores, _ = common.evaluate(model, validation_loader)
     return {

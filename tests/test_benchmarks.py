@@ -107,6 +107,18 @@ def test_sweep_uses_the_lr_finder_without_a_rate(call, tmp_path):
     assert row["max_lr"] > 0
 
 
+def test_sweep_asks_the_lr_finder_with_the_levers_on(call, tmp_path, monkeypatch):
+    asked = []
+
+    def find_lr(model, train_loader, config):
+        asked.append(type(utils._get_optimizer(model, 0.01, config)))
+        return 0.01
+
+    monkeypatch.setattr(utils, "find_lr", find_lr)
+    call(sweep, tmp_path / "sweep.jsonl", "sgd=true,false", "--seeds", 1, "--smoke")
+    assert asked == [torch.optim.SGD, utils.Muon]
+
+
 @pytest.mark.parametrize("script", [sweep, record])
 def test_images_are_read_once_for_all_runs(call, tmp_path, tiny_cifar10, monkeypatch, script):
     monkeypatch.setenv("S11_DATA_DIR", str(tmp_path / "data"))
@@ -332,7 +344,7 @@ def test_bias_lr(fit, before_steps):
     assert len(used) == 6
 
 
-def test_ema_is_the_average_of_the_last_epochs(fit, monkeypatch):
+def test_ema_is_the_average_of_the_last_epochs(config, loaders, monkeypatch):
     model = make_small_model()
     utils.Muon([{"params": list(model.parameters())}], 0.1, 0.9)  # the first one hooks step
     weights, step = [], utils.Muon.step
@@ -344,7 +356,10 @@ def test_ema_is_the_average_of_the_last_epochs(fit, monkeypatch):
 
     noting_step.hooked = True
     monkeypatch.setattr(utils.Muon, "step", noting_step)
-    fit("ema", 0.5, model)
+    with levers.LEVERS["ema"](0.5, model, loaders[0], config):
+        utils.find_lr(model, loaders[0], config)
+        weights.clear()  # the LR finder's
+        utils.fit_one_cycle(model, *loaders, 0.05, config)
     expected = weights[0]
     for later in weights[1:]:
         expected = 0.5 * expected + 0.5 * later
@@ -362,12 +377,20 @@ def test_zero_gamma_and_dirac():
 
 
 def test_alternating_flip_mirrors_every_second_epoch(make_config):
-    config = make_config(train_images=64, crop_padding=0, cutout_size=0)
-    loader, _ = utils.get_dataloaders(config)
-    dataset = loader.dataset
+    config = make_config(train_images=64, crop_padding=0, cutout_size=0, epochs=3)
+    loader, test_loader = utils.get_dataloaders(config)
+    dataset, model, seen = loader.dataset, make_small_model(), []
     loader = torch.utils.data.DataLoader(dataset, 32, collate_fn=tuple)
-    with levers.LEVERS["alternating_flip"](True, None, loader, config):
-        epochs = [torch.cat([images for images, _ in loader]) for _ in range(3)]
+
+    def note(_, images):
+        if model.training:
+            seen.extend(images)
+
+    with levers.LEVERS["alternating_flip"](True, model, loader, config):
+        utils.find_lr(model, loader, config)  # its steps belong to no epoch
+        model.register_forward_pre_hook(note)
+        utils.fit_one_cycle(model, loader, test_loader, 0.01, config)
+    epochs = torch.cat(seen).chunk(3)
     torch.testing.assert_close(epochs[1], epochs[0].flip(3))
     assert torch.equal(epochs[2], epochs[0])
     plain = utils.get_transforms(config)[1](dataset.images.permute(0, 3, 1, 2))
@@ -393,6 +416,16 @@ def test_cutout_ends_before_training_does(fit, holes, loaders):
     fit("end_cutout", 1, model)
     assert counts == [32, 32, 16, 0, 0, 0]
     assert next(iter(loaders[0]))[0].eq(0).any(), "the loader cuts out again"
+
+
+def test_cutout_ends_with_the_alternating_flip_too(holes, config, loaders):
+    model, counts = holes
+    with (
+        levers.LEVERS["alternating_flip"](True, model, loaders[0], config),
+        levers.LEVERS["end_cutout"](1, model, loaders[0], config),
+    ):
+        utils.fit_one_cycle(model, *loaders, 0.05, config)
+    assert counts == [32, 32, 16, 0, 0, 0]
 
 
 def test_half_size_trains_and_tests_on_16_x_16_pixels(fit):
