@@ -106,11 +106,8 @@ def test_top_says_what_was_measured():
     epochs = len(RESULTS["record"][0]["history"]["test_accuracy"])
     assert f"**{mean(accuracies):.2f} %** of the 10,000 test images after epoch {epochs}" in top
     assert f"(n = {len(accuracies)})" in top
-    assert f"an epoch takes {RESULTS['record'][0]['epoch_seconds']:.0f} s" in top
-    assert f"{get_speed('training step')[2]:.1f} times as fast as the plain way there" in top
-    assert f"the input pipeline {get_speed('input pipeline')[2]:.0f} times" in top.replace(
-        "\n", " "
-    )
+    assert f"{get_speed('training step')[2]:.1f} times as fast as the plain way" in top
+    assert f"the input pipeline {get_speed('input pipeline')[2]:.0f} times" in top
 
 
 @pytest.mark.parametrize("run", RESULTS["record"], ids=lambda run: f"seed {run['seed']}")
@@ -133,10 +130,11 @@ def test_log_is_that_of_results_json():
         assert row in README
     assert f"with {accuracy:.0f} % of the augmented training images right in the end" in README
     early = max(history["test_accuracy"][: epoch // 2])
-    assert (
-        f"rises to {int(early)} % while the learning rate is high, and on to {test[1]:.2f} %"
-        in README
-    )
+    assert f"rises to {early:.2f} % in the first {epoch // 2} epochs" in README
+    assert f"and on to {test[1]:.2f} % as they fall" in README
+    seconds = RESULTS["record"][0]["epoch_seconds"]
+    assert f"Half of all epochs took less than {seconds:.0f} s" in README
+    assert f"they took {seconds / 98:.2f} s in the median" in README.replace("\n", " ")
     assert f"| this one | {epoch} | {test[1]:.2f} % (n=1) |" in README
 
 
