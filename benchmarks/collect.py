@@ -3,8 +3,8 @@
     python benchmarks/collect.py --record record.jsonl --sweep sweep.jsonl --speed speed.jsonl
 
 Each file replaces its part of results.json; a part whose file is not given stays as it is. With a
-sweep, images/lr_sweep.png shows the validation accuracy by peak learning rate, and what the LR
-finder answered in the runs that asked it. Refuses rows of a smoke test.
+sweep, images/lr_sweep.png shows the validation accuracy by peak learning rate, also of the runs
+whose peak was the LR finder's. Refuses rows of a smoke test.
 """
 
 import argparse
@@ -61,16 +61,18 @@ def draw_lr_sweep(rows: list[dict], path: Path):
         axis.plot(lrs, [mean(group[lr]) for lr in lrs], **style, markersize=8, label=name)
         for lr in lrs:
             axis.plot([lr] * len(group[lr]), group[lr], ".", color=style["color"], alpha=0.5)
-    answers = [row["max_lr"] for row in rows if row["settings"] == shared and "max_lr" in row]
-    for i, max_lr in enumerate(answers):
-        label = f"LR finder, {len(answers)} seed{'s' * (len(answers) > 1)}" if i == 0 else None
-        axis.axvline(max_lr, color=utils.ORANGE, linestyle="--", label=label)
+    asked = [row for row in rows if row["settings"] == shared and "max_lr" in row]
+    if asked:
+        points = [row["max_lr"] for row in asked], [row["accuracy"] for row in asked]
+        label = f"as it is, peak from the LR finder ({len(asked)} seed{'s' * (len(asked) > 1)})"
+        style = {"color": utils.ORANGE, "marker": "X", "linestyle": "", "markersize": 10}
+        axis.plot(*points, **style, markeredgecolor="white", label=label)
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
     # As numbers: powers of ten alone would not tell what was tried.
     tried = sorted({lr for group in groups.values() for lr in group})
     axis.set_xticks(tried, [f"{lr:g}" for lr in tried])
     axis.minorticks_off()
-    title = "Accuracy by peak learning rate" + ", and where the LR finder leads" * bool(answers)
+    title = "Accuracy by peak learning rate" + ", and where the LR finder leads" * bool(asked)
     axis.set_title(title + f"\n({describe(shared)})" * bool(shared))
     axis.legend()
     path.parent.mkdir(exist_ok=True)

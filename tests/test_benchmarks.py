@@ -545,7 +545,7 @@ def test_sweep_is_drawn_with_the_answers_of_the_lr_finder(tmp_path, monkeypatch)
     other = {**make_row(0.4, 73), "settings": {**half, "sgd": True}}
     collect.draw_lr_sweep([*rows, asked, other], tmp_path / "sweep.png")
     (axis,) = drawn[0].axes
-    lines = {line.get_label(): line.get_xdata() for line in axis.lines}
-    assert list(lines["LR finder, 1 seed"]) == [0.3, 0.3]
-    assert list(lines["as it is"]) == [0.1, 0.2]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert lines["as it is, peak from the LR finder (1 seed)"] == [[0.3, 73]]
+    assert lines["as it is"] == [[0.1, 70.1], [0.2, 70.2]]
     assert "half size" in axis.get_title()
