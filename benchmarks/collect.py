@@ -15,6 +15,7 @@ from statistics import mean
 
 import common
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 import utils
 
@@ -68,9 +69,9 @@ def draw_lr_sweep(rows: list[dict], path: Path):
         style = {"color": utils.ORANGE, "marker": "X", "linestyle": "", "markersize": 10}
         axis.plot(*points, **style, markeredgecolor="white", label=label)
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
-    # As numbers: powers of ten alone would not tell what was tried.
-    tried = sorted({lr for group in groups.values() for lr in group})
-    axis.set_xticks(tried, [f"{lr:g}" for lr in tried])
+    # Powers of ten alone would be one or two, too few to read a rate off.
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
     title = "Accuracy by peak learning rate" + ", and where the LR finder leads" * bool(asked)
     axis.set_title(title + f"\n({describe(shared)})" * bool(shared))

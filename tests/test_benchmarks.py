@@ -549,3 +549,7 @@ def test_sweep_is_drawn_with_the_answers_of_the_lr_finder(tmp_path, monkeypatch)
     assert lines["as it is, peak from the LR finder (1 seed)"] == [[0.3, 73]]
     assert lines["as it is"] == [[0.1, 70.1], [0.2, 70.2]]
     assert "half size" in axis.get_title()
+    drawn[0].canvas.draw()
+    low, high = axis.get_xlim()
+    ticks = {t.get_text() for t in axis.get_xticklabels() if low <= t.get_position()[0] <= high}
+    assert ticks == {"0.1", "0.2"}

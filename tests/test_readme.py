@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -139,14 +139,29 @@ def test_log_is_that_of_results_json():
 
 
 def test_sweep_is_that_of_results_json():
-    best = {}
+    found = {}  # rows by the optimizer and the peak, None being the LR finder's
     for row in RESULTS["sweep"]:
         settings = dict(row["settings"])
-        sgd = settings.pop("sgd", False)
-        assert settings == {"half_size": True, "epochs": 5, "max_lr": row["max_lr"]}
-        best[sgd] = max(best.get(sgd, 0), row["accuracy"])
+        key = settings.pop("sgd", False), settings.pop("max_lr", None)
+        assert settings == {"half_size": True, "epochs": 5}
+        found.setdefault(key, []).append(row)
     text = README.replace("\n", " ")
-    assert f"Muon's best, {best[False]:.2f} %, is far above SGD's best, {best[True]:.2f} %" in text
+    accuracies = {key: [row["accuracy"] for row in rows] for key, rows in found.items()}
+    asked = accuracies.pop((False, None))
+    best, gains = {}, {}
+    for (sgd, lr), values in accuracies.items():
+        best[sgd] = max(best.get(sgd, (0, 0)), (mean(values), lr))
+        if len(values) > 1:
+            gains[sgd] = values[1] - values[0]
+    better = f"it was {gains[False]:.2f} points better with Muon, and {gains[True]:.2f} with SGD"
+    assert better in text
+    (muon, muon_lr), (sgd, sgd_lr) = best[False], best[True]
+    assert f"Muon's best, {muon:.2f} %, is far above SGD's best, {sgd:.2f} %" in text
+    assert f"Muon is best at {muon_lr}, SGD at {sgd_lr}, seven points lower" in text
+    assert 7 <= muon - sgd < 8
+    peaks = [row["max_lr"] for row in found[False, None]]
+    assert f"peaks of {min(peaks):.3f} to {max(peaks):.3f}" in text
+    assert f"{mean(asked):.2f} ± {stdev(asked):.2f} % (n = {len(asked)})" in text
 
 
 def test_speeds_are_those_of_results_json():
