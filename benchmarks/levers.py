@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import count
+from math import inf
 from types import SimpleNamespace
 from unittest import mock
 
@@ -67,7 +68,7 @@ def average_weights(decay: float, model: nn.Module, train_loader, config: utils.
 @contextmanager
 def floor_lr(floor: float, *_):
     """Let OneCycle end at this part of its peak, instead of at almost 0."""
-    with change_one_cycle(final_div_factor=1 / (25 * floor)):
+    with change_one_cycle(final_div_factor=1 / (25 * floor) if floor else inf):
         yield
 
 

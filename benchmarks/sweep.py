@@ -45,7 +45,9 @@ def run(settings: dict, seed: int, smoke: bool) -> dict:
         with ExitStack() as changes:
             for name, value in levers.items():
                 changes.enter_context(LEVERS[name](value, model, train_loader, config))
-            max_lr = settings.get("max_lr") or utils.find_lr(model, train_loader, config)
+            max_lr = settings.get("max_lr")
+            if max_lr is None:
+                max_lr = utils.find_lr(model, train_loader, config)
             history = utils.fit_one_cycle(model, train_loader, validation_loader, max_lr, config)
         scores, _ = common.evaluate(model, validation_loader)
     return {

@@ -107,6 +107,11 @@ def test_sweep_uses_the_lr_finder_without_a_rate(call, tmp_path):
     assert row["max_lr"] > 0
 
 
+def test_a_peak_of_0_is_refused(call, tmp_path):
+    with pytest.raises(ValueError, match="max_lr is 0, but must be a number above 0"):
+        call(sweep, tmp_path / "sweep.jsonl", "max_lr=0", "--seeds", 1, "--smoke")
+
+
 def test_sweep_asks_the_lr_finder_with_the_levers_on(call, tmp_path, monkeypatch):
     asked = []
 
@@ -324,9 +329,10 @@ def fit(config, loaders):
     return run
 
 
-def test_lr_floor(fit):
-    history, _ = fit("lr_floor", 0.1)
-    assert history["lr"][-1] == pytest.approx(0.005)
+@pytest.mark.parametrize("floor", [0, 0.1])
+def test_lr_floor(fit, floor):
+    history, _ = fit("lr_floor", floor)
+    assert history["lr"][-1] == pytest.approx(0.05 * floor)
 
 
 def test_anneal(fit):
