@@ -8,7 +8,6 @@ back.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from itertools import count
 from math import inf
 from types import SimpleNamespace
 from unittest import mock
@@ -142,16 +141,14 @@ def alternate_flip(on: bool, model: nn.Module, train_loader, config: utils.Confi
 @contextmanager
 def end_cutout(epochs: int, model, train_loader, config: utils.Config):
     """Train the last epochs, so many of them, without CutOut: test images are whole, too."""
-    whole = leave_out(utils.CutOut, train_loader.dataset.transform)
-    train, calls = utils.train, count(1)
+    dataset = train_loader.dataset
 
-    def train_epoch(*args, **options):
-        if next(calls) <= config.epochs - epochs:
-            return train(*args, **options)
-        with mock.patch.object(train_loader.dataset, "transform", whole):
-            return train(*args, **options)
+    def end(cut_out):
+        return lambda images: cut_out(images) if epoch.number <= config.epochs - epochs else images
 
-    with mock.patch.object(utils, "train", train_epoch):
+    steps = dataset.transform.transforms
+    ending = Compose([end(step) if isinstance(step, utils.CutOut) else step for step in steps])
+    with count_epochs() as epoch, mock.patch.object(dataset, "transform", ending):
         yield
 
 

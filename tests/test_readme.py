@@ -152,9 +152,9 @@ def test_sweep_is_that_of_results_json():
     for (sgd, lr), values in accuracies.items():
         best[sgd] = max(best.get(sgd, (0, 0)), (mean(values), lr))
         if len(values) > 1:
-            gains[sgd] = values[1] - values[0]
-            assert lr == {False: 0.04, True: 0.15}[sgd]
-    assert f"{gains[False]:.2f} points (Muon, 0.04) and by {gains[True]:.2f} (SGD, 0.15)" in text
+            gains[sgd] = values[1] - values[0], lr
+    (gain, lr), (sgd_gain, sgd_lr) = gains[False], gains[True]
+    assert f"{gain:.2f} points (Muon, {lr}) and by {sgd_gain:.2f} (SGD, {sgd_lr})" in text
     (muon, muon_lr), (sgd, sgd_lr) = best[False], best[True]
     counts = [len(accuracies[key]) for key in ((False, muon_lr), (True, sgd_lr))]
     assert f"Muon's best, {muon:.2f} % (n = {counts[0]}), is far above" in text
