@@ -431,9 +431,8 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 def get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Optimizer:
     """Return the optimizer that config.optimizer names; to try one of your own, put it here."""
-    filters = {
-        m.weight for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    }
+    convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
+    filters = {layer.weight for layer in model.modules() if isinstance(layer, convolutions)}
     filters = [p for p in model.parameters() if p in filters and config.optimizer == "muon"]
     rest = [p for p in model.parameters() if p not in set(filters)]
     decayed, others = [p for p in rest if p.ndim > 1], [p for p in rest if p.ndim <= 1]
