@@ -245,12 +245,6 @@ def test_trouble_is_told_and_leaves_nothing_half_there(
     assert [path.name for path in empty.iterdir()] == ["S11-clone"]
 
 
-def test_file_in_the_way_is_kept(run, empty):
-    (empty / "S11-clone.part").write_text("the user's")
-    assert re.search("(?s)already exists.*AssertionError", run())
-    assert (empty / "S11-clone.part").read_text() == "the user's"
-
-
 def test_pip_that_failed_is_called_again(run, monkeypatch):
     monkeypatch.setenv("PIP_FAILS", "1")
     for _ in range(2):
