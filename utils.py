@@ -110,11 +110,14 @@ class Config:
             if field.type is float and not (type(value) in (int, float) and 0 <= value < 1):
                 raise ValueError(f"{name} is {value!r}, but must be a number from 0 to below 1.")
             is_whole = type(value) is int and low <= value <= high
-            if field.type in (int, int | None) and value != field.default and not is_whole:
+            if field.type in (int, int | None) and value is not field.default and not is_whole:
                 raise ValueError(f"{name} is {value!r}: choose a whole number, {low} to {high}.")
         for name, choices in (("optimizer", ("muon", "sgd")), ("resume", (True, False))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be in {choices}.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if np.shape(values) != (3,) or (name == "std" and min(values) <= 0):
+                raise ValueError(f"{name} is {values}, but must be three numbers, std above 0.")
 
     @property
     def caveat(self) -> str:
@@ -290,9 +293,8 @@ class DeviceDataset(Dataset):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
-        device = self.images.device
         # On CUDA, a copy that blocks would wait for the step before; elsewhere, it has to.
-        index = torch.as_tensor(indices).to(device, non_blocking=device.type == "cuda")
+        index = torch.as_tensor(indices).to(self.images.device, non_blocking=self.images.is_cuda)
         return self.transform(self.images[index].permute(0, 3, 1, 2)), self.labels[index]
 
 
@@ -359,7 +361,8 @@ def download_cifar10(data_dir: Path):
                 archive = pooch.retrieve(mirror, **what, downloader=get)
             with tempfile.TemporaryDirectory(dir=data_dir) as folder:  # so that two can do this
                 shutil.unpack_archive(archive, folder)
-                shutil.copytree(folder, data_dir, copy_function=os.replace, dirs_exist_ok=True)
+                name, move = "cifar-10-batches-py", {"copy_function": os.replace}
+                shutil.copytree(f"{folder}/{name}", data_dir / name, dirs_exist_ok=True, **move)
             return
         except (OSError, ValueError) as error:
             print(f"No CIFAR-10 from {mirror}: {error}")
@@ -486,8 +489,7 @@ def compute_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
     """Return the mean cross-entropy with label smoothing; ValueError if model or labels misfit."""
     outputs, classes = logits.shape[1], len(config.classes)
     if outputs != classes:
-        way_out = f"give it num_classes={classes}, or get_config other classes"
-        raise ValueError(f"The model has {outputs} outputs for {classes} classes: {way_out}.")
+        raise ValueError(f"The model has {outputs} outputs: build it with num_classes={classes}.")
     return F.cross_entropy(logits, check_labels(labels), label_smoothing=config.label_smoothing)
 
 
@@ -645,6 +647,7 @@ def replace_file(path: Path, write: Callable):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
         warnings.warn(f"{path} could not be written ({error}); the run goes on.", stacklevel=3)
+    finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -681,10 +684,7 @@ def choose_peak(lrs: list[float], losses: list[float]) -> tuple[float, np.ndarra
     smoothed = gaussian_filter1d(np.float64(losses[:n]), sigma=max(1, n / 40), mode="nearest")
     lowest = smoothed.argmin() if n else 0
     if lowest < 5:
-        way_out = f"start below {lrs[0]:.2g}, or check the data"
-        raise ValueError(
-            f"The loss rises from step {lowest} on, too soon to see a fall: {way_out}."
-        )
+        raise ValueError(f"The loss only rises: start below {lrs[0]:.2g}, or check the data.")
     is_lost = [*(smoothed[lowest:] > (smoothed[0] + smoothed[lowest]) / 2), True]
     return lrs[lowest + is_lost.index(True) - 1], smoothed
 
