@@ -81,8 +81,8 @@ class Config:
     output_dir: Path  # figures, history and checkpoint: every experiment needs a folder of its own
     dataset: str = "CIFAR-10"
     classes: tuple = (
-        *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    )
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    )  # fmt: skip
     mean: tuple = (0.4914, 0.4822, 0.4465)  # of all training pixels, white being 1
     std: tuple = (0.2470, 0.2435, 0.2616)
     seed: int = 0
@@ -189,10 +189,11 @@ def find_device() -> torch.device:
 
 def find_folder(path: str | Path) -> Path:
     """Return the path of a folder, ~ filled in; on Colab, Google Drive is mounted if need be."""
-    path, drive_folder = Path(path).expanduser(), Path("/content/drive")
-    if drive_folder in (path, *path.parents) and not os.path.ismount(drive_folder):
+    path = Path(path).expanduser()
+    drive = re.match(r"/content/g?drive(?=/|$)", path.as_posix())
+    if drive and not os.path.ismount(drive[0]):
         try:
-            sys.modules["google.colab"].drive.mount(str(drive_folder))
+            sys.modules["google.colab"].drive.mount(drive[0])
         except Exception as error:  # it is not Colab, or you declined
             problem = f"{path} is on a Google Drive that is not mounted ({error!r})"
             raise FileNotFoundError(f"{problem}: mount it, or choose another folder.") from None
