@@ -1,7 +1,6 @@
 """Train ResNet18 on CIFAR-10 with an LR finder and OneCycle, and see what it looks at.
 
 Read it from top to bottom, in the order in which the data flows:
-
     1. Configuration   Config, get_config
     2. Data            RandomCrop, RandomHorizontalFlip, CutOut, make_loader, get_dataloaders
     3. Optimizer       MuonSGD, get_optimizer
@@ -13,6 +12,7 @@ Read it from top to bottom, in the order in which the data flows:
 
 import copy
 import io
+import itertools
 import json
 import math
 import os
@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -94,19 +93,17 @@ class Config:
     optimizer: str = "muon"  # MuonSGD; or "sgd"
     label_smoothing: float = 0.1
     momentum: float = 0.9  # constant: OneCycle moves the learning rate only
-    weight_decay: float = 5e-4  # not of filters that Muon trains: they keep their norm anyway
+    weight_decay: float = 5e-4  # of weights, but not of filters that keep their norm anyway
     warmup_fraction: float = 0.2  # of all steps: max_lr / 25 up to max_lr; then down to almost 0
     lr_finder_steps: int = 100
     resume: bool = True  # go on from the checkpoint in output_dir; False: start over
 
     def __post_init__(self):
-        limits = {
-            "epochs": (1, math.inf), "batch_size": (1, math.inf), "train_images": (1, math.inf),
-            "lr_finder_steps": (10, math.inf), "crop_padding": (0, 31), "cutout_size": (0, 31),
-        }  # fmt: skip
+        limits = {"seed": (0, math.inf), "lr_finder_steps": (10, math.inf)}  # others: from 1 on
+        limits |= {"crop_padding": (0, 31), "cutout_size": (0, 31)}
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
-            low, high = limits.get(name, (0, math.inf))
+            low, high = limits.get(name, (1, math.inf))
             if field.type is float and not (type(value) in (int, float) and 0 <= value < 1):
                 raise ValueError(f"{name} is {value!r}, but must be a number from 0 to below 1.")
             is_whole = type(value) is int and low <= value <= high
@@ -131,8 +128,8 @@ class Config:
 def get_config(profile: str | None = None, **overrides) -> Config:
     """Choose a profile, apply overrides, seed PyTorch, and say what will run on what.
     profile: "full" (CIFAR-10) or "quick" (scikit-learn's digits); without it, S11_PROFILE decides,
-    or whether there is a GPU. overrides: any field of Config; None leaves the profile's own value.
-    The environment's S11_DATA_DIR and S11_OUTPUT_DIR move the two folders."""
+    or whether there is a GPU. overrides: fields of Config; None means the profile's own value.
+    S11_DATA_DIR and S11_OUTPUT_DIR move the two folders."""
     device = find_device()
     default = "quick" if device.type == "cpu" else "full"
     profile = profile or os.environ.get("S11_PROFILE") or default
@@ -210,7 +207,7 @@ def describe_machine(device: torch.device) -> str:
 # --- 2. Data: images live on the device as uint8, and whole batches are augmented there at once ---
 # torchvision's own transforms draw one crop for a whole batch (pytorch/vision #2929).
 class RandomCrop:
-    """Cut a random window out of every image, padded by reflection: another one for each.
+    """Pad each image by reflection and cut a window at a random place, its own for each image.
     Maps (N, C, H, W), any dtype and device, to (N, C, size, size)."""
 
     def __init__(self, size: int = 32, padding: int = 4):
@@ -234,9 +231,8 @@ class RandomHorizontalFlip:
 
 
 class CutOut:
-    """Set a random square in every image to 0 (DeVries & Taylor, 2017, arXiv:1708.04552).
-    Maps (N, C, H, W), any dtype and device, to the same. Unlike in the paper, the square of size x
-    size pixels lies wholly inside the image. In normalised data, 0 is the mean."""
+    """Set a square at a random place in every image (N, C, H, W) to 0, the mean of normalised data
+    (DeVries & Taylor, 2017, arXiv:1708.04552; here, the square lies wholly inside the image)."""
 
     def __init__(self, size: int = 16):
         self.size = size
@@ -273,8 +269,8 @@ def get_transforms(config: Config) -> tuple[Callable, Callable]:
 class DeviceDataset(Dataset):
     """Hold images and labels on the device and transform whole batches: no workers, no PIL.
     images: uint8 (N, 32, 32, 3); labels: integers (N,); ValueError for others. A DataLoader asks
-    for a whole batch at once and gets float32 images (B, 3, 32, 32), in channels_last format
-    because they are stored that way, and int64 labels (B,)."""
+    for a whole batch at once and gets float32 images (B, 3, 32, 32), in channels_last format as
+    they are stored, and int64 labels (B,)."""
 
     def __init__(self, images, labels, transform: Callable, config: Config):
         self.images = torch.as_tensor(images, device=config.device)
@@ -315,9 +311,11 @@ def make_loader(images, labels, transform: Callable, config: Config, shuffle=Fal
 
 def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
     """Return the training loader, shuffled and augmented, and the test loader, neither of them."""
-    load = load_digits if config.profile == "quick" else load_cifar10
-    (images, labels), test_data = load(config)
-    images, labels = images[: config.train_images], labels[: config.train_images]
+    known = {"CIFAR-10": load_cifar10, "handwritten digits": load_digits}
+    if config.dataset not in known:
+        raise ValueError(f"There is no {config.dataset} here: hand its images to make_loader.")
+    train_data, test_data = known[config.dataset](config)
+    images, labels = (part[: config.train_images] for part in train_data)
     if config.batch_size > len(images):
         only = f"but there are only {len(images)} training images"
         raise ValueError(f"batch_size is {config.batch_size}, {only}: choose a smaller one.")
@@ -370,10 +368,9 @@ def download_cifar10(data_dir: Path):
     with suppress(OSError):
         data_dir.rmdir()  # if there is nothing in it
     raise FileNotFoundError(
-        f"CIFAR-10 is not in {data_dir}, and could not be put there from any of "
-        f"{', '.join(CIFAR10_MIRRORS)}. Connect to the network; or set S11_DATA_DIR to a folder "
-        f"with cifar-10-batches-py in it; or put {CIFAR10_ARCHIVE} (SHA-256 {CIFAR10_SHA256}) into "
-        f"a folder that can be written."
+        f"CIFAR-10 is not in {data_dir}, nor was it to be had from {', '.join(CIFAR10_MIRRORS)}. "
+        f"Connect to the network; or set S11_DATA_DIR to a folder with cifar-10-batches-py; or put "
+        f"{CIFAR10_ARCHIVE} (SHA-256 {CIFAR10_SHA256}) into a folder that can be written."
     )
 
 
@@ -392,17 +389,17 @@ def load_digits(_):
 class MuonSGD(torch.optim.Optimizer):
     """Train the filters of convolutions by Muon, and all other parameters by SGD.
     For Muon (Jordan, 2024, kellerjordan.github.io/posts/muon), a layer's filters are the rows of a
-    matrix, and its momentum is replaced by the nearest orthogonal one: every direction counts, no
-    matter how small its gradients are. The filters keep the norm they came with, since BatchNorm
-    undoes any scale; so lr is about the angle of a step, in radians. Both use Nesterov momentum.
-    Groups of filters have "orthogonal": True, as get_optimizer makes them."""
+    matrix, and its momentum is replaced by the nearest orthogonal one, so that weak directions
+    count as well. Filters keep the norm they came with, since BatchNorm undoes any scale; so lr is
+    about the angle of a step, in radians. Both use Nesterov momentum. Groups of filters have
+    "orthogonal": True, as get_optimizer makes them."""
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0):
         options = {"momentum": momentum, "weight_decay": weight_decay, "orthogonal": False}
         super().__init__(params, {"lr": lr, **options})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self):
         """Change all parameters that have a gradient, once."""
         for group in self.param_groups:
             for p in [p for p in group["params"] if p.grad is not None]:
@@ -422,7 +419,7 @@ class MuonSGD(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Bring the singular values of a matrix near 1: Muon's Newton-Schulz iteration, three times."""
+    """Bring the singular values of a matrix towards 1: Muon's Newton-Schulz iteration, thrice."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
     x = x / (x.norm() + 1e-7)  # so that no singular value is above 1
@@ -434,7 +431,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 def get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Optimizer:
-    """Return the optimizer that config.optimizer names; to try one of your own, put it here."""
+    """Return the optimizer that config.optimizer names; to try another, put it here."""
     convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
     filters = {layer.weight for layer in model.modules() if isinstance(layer, convolutions)}
     filters = [p for p in model.parameters() if p in filters and config.optimizer == "muon"]
@@ -500,10 +497,11 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
     test loss), the accuracy in %, both of the augmented images as they passed, and the learning
     rate of every step. Raises FloatingPointError if the loss became infinite or NaN."""
     device, losses, correct, seen, lrs = config.device, [], 0, 0, []
-    model.train()
+    if not model.training:  # else your frozen layers stay as they are
+        model.train()
     with progress_bar(total=len(train_loader), desc="Train") as bar:
         for images, labels in train_loader:
-            images, labels = images.to(device, copy=True), labels.to(device)  # as in predict
+            images, labels = images.to(device, copy=True), labels.to(device)
             with torch.autocast(**get_autocast(device)):
                 logits = model(images)
             logits = logits.float()
@@ -550,17 +548,16 @@ def test(model: nn.Module, test_loader: Iterable) -> tuple[float, float]:
     logits, labels = predict(model, test_loader)
     loss, n = F.cross_entropy(logits, labels).item(), len(labels)
     correct = (logits.argmax(1) == labels).sum().item()
-    accuracy = 100 * correct / n
-    print(f"Test set: Average loss: {loss:.4f}, Accuracy: {correct}/{n} ({accuracy:.2f}%)")
-    return loss, accuracy
+    print(f"Test set: Average loss: {loss:.4f}, Accuracy: {correct}/{n} ({100 * correct / n:.2f}%)")
+    return loss, 100 * correct / n
 
 
 def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, config) -> dict:
     """Train with the 1cycle policy (Smith & Topin, 2017, arXiv:1708.07120), and test every epoch.
-    Returns the history: per epoch train_loss, train_accuracy, test_loss, test_accuracy and seconds
-    (of training alone), and lr per step. Losses are means over images, accuracies are in %.
-    Every epoch ends with checkpoint.pt and history.json in config.output_dir, where a next call
-    goes on if config.resume. Raises ValueError for a bad max_lr, checkpoint or model."""
+    Returns the history: train_loss, train_accuracy, test_loss, test_accuracy and seconds (training)
+    per epoch, lr per step; losses are means over images, accuracies in %. Every epoch ends with
+    checkpoint.pt and history.json in config.output_dir, where a next call goes on if config.resume.
+    Raises ValueError for a bad max_lr, checkpoint or model."""
     if not 0 < (max_lr := float(max_lr or 0)) < math.inf:
         raise ValueError(f"max_lr is {max_lr}, but must be a number above 0.")
     torch.manual_seed(config.seed)
@@ -577,18 +574,24 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
         del run[name]
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
     history = load_checkpoint(parts, run, config) or {name: [] for name in names}
-    for epoch in range(len(history["seconds"]), config.epochs):
-        print(f"Epoch {epoch + 1}")
-        start = time.perf_counter()
-        loss, accuracy, lrs = train(model, train_loader, optimizer, scheduler, scaler, config)
-        history["seconds"].append(time.perf_counter() - start)
-        history["train_loss"].append(loss)
-        history["train_accuracy"].append(accuracy)
-        history["lr"].extend(lrs)
-        loss, accuracy = test(model, test_loader)
-        history["test_loss"].append(loss)
-        history["test_accuracy"].append(accuracy)
-        save_checkpoint(parts, run, history, config)
+    untrained = copy.deepcopy(model.state_dict())
+    try:
+        for epoch in range(len(history["seconds"]), config.epochs):
+            print(f"Epoch {epoch + 1}")
+            start = time.perf_counter()
+            loss, accuracy, lrs = train(model, train_loader, optimizer, scheduler, scaler, config)
+            history["seconds"].append(time.perf_counter() - start)
+            history["train_loss"].append(loss)
+            history["train_accuracy"].append(accuracy)
+            history["lr"].extend(lrs)
+            loss, accuracy = test(model, test_loader)
+            history["test_loss"].append(loss)
+            history["test_accuracy"].append(accuracy)
+            save_checkpoint(parts, run, history, config)
+    except KeyboardInterrupt:
+        if not (config.output_dir / "checkpoint.pt").exists():  # nothing to go on from: start anew
+            model.load_state_dict(untrained)
+        raise
     model.eval()  # ready to be used
     return history
 
@@ -612,7 +615,7 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict[str, list[fl
     """Restore a saved run and return its history, if there is one; ValueError if it is another."""
     path = config.output_dir / "checkpoint.pt"
     if not config.resume and path.exists():  # make room, but lose nothing
-        names = (path.with_stem(f"checkpoint-previous-{n}") for n in count(1))
+        names = (path.with_stem(f"checkpoint-previous-{n}") for n in itertools.count(1))
         previous = path.rename(next(name for name in names if not name.exists()))
         print(f"The old checkpoint is now {previous}. Training starts from the model's weights.")
     if not path.exists():
@@ -632,7 +635,7 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict[str, list[fl
     for s, values in zip(get_random_sources(config.device), state["random_states"], strict=False):
         s.set_rng_state(values)
     done, peak = len(history["seconds"]), parts["optimizer"].param_groups[0]["max_lr"]
-    print(f"Going on from {path}: {done} of {config.epochs} epochs are done, peak {peak:.3g}.")
+    print(f"Going on from {path}: {done} of {config.epochs} epochs are done. Peak: {peak:.3g}.")
     print("To train afresh, set resume=False, and run all again from there with a new model.")
     return history
 
@@ -657,8 +660,7 @@ def replace_file(path: Path, write: Callable):
 def find_lr(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_lr=10.0) -> float:
     """Draw the loss while the learning rate grows, and return the peak to use with OneCycle.
     The learning-rate range test (Smith, 2015, arXiv:1506.01186), by torch-lr-finder, trains a copy
-    of the model for config.lr_finder_steps batches: the model and the random state stay as they
-    are. Raises ValueError when the loss rises from the start, or the model does not fit."""
+    of the model for config.lr_finder_steps batches. Raises ValueError if the loss never falls."""
     if not 0 < start_lr < end_lr:
         raise ValueError(f"The range is {start_lr} to {end_lr}, but must rise from above 0.")
     twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -679,8 +681,7 @@ def find_lr(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_l
 def choose_peak(lrs: list[float], losses: list[float]) -> tuple[float, np.ndarray]:
     """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
     The loss falls, and rises again as the steps become too large. The peak is the last learning
-    rate before half of the fall is lost: beyond the lowest point, since OneCycle is at its peak for
-    a moment only, and then has all its descent to settle. Raises ValueError if there is no fall."""
+    rate before half of the fall is lost. Raises ValueError if there is no fall."""
     n = [*np.isfinite(losses), False].index(False)
     smoothed = gaussian_filter1d(np.float64(losses[:n]), sigma=max(1, n / 40), mode="nearest")
     lowest = smoothed.argmin() if n else 0
@@ -735,8 +736,7 @@ def show_images(images, headings, columns: int, title: str, name: str, config: C
 
 def wrap_names(config: Config) -> list[str]:
     """Return the names of the classes in at most two lines of 14 characters."""
-    wrap = {"width": 14, "max_lines": 2, "placeholder": "..."}
-    return [textwrap.fill(str(name), **wrap) for name in config.classes]
+    return [textwrap.fill(str(c), 14, max_lines=2, placeholder="...") for c in config.classes]
 
 
 def denormalize(images: Tensor, config: Config) -> np.ndarray:
@@ -802,9 +802,9 @@ def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Confi
     with np.errstate(invalid="ignore"):  # a class without images has no accuracy: nan
         accuracies = 100 * matrix.diagonal() / matrix.sum(axis=1)
     figure, axis = plt.subplots(figsize=(8.5, 7.5))
-    display = metrics.ConfusionMatrixDisplay(matrix)
-    display.plot(ax=axis, cmap="Blues", colorbar=n > 20, include_values=n <= 20)
-    for text in display.text_[matrix == 0] if n <= 20 else ():
+    drawn = metrics.ConfusionMatrixDisplay(matrix)
+    drawn.plot(ax=axis, cmap="Blues", colorbar=n > 20, include_values=n <= 20)
+    for text in drawn.text_[matrix == 0] if n <= 20 else ():
         text.set_visible(False)  # what never happened is no news
     shown = range(0, n, math.ceil(n / 20))
     axis.set_xticks(shown, [names[i] for i in shown], rotation=45, ha="right")
@@ -874,8 +874,8 @@ def get_map_size(model: nn.Module, layer: nn.Module) -> tuple[int, int]:
 def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, count: int = 10):
     """Draw where the network looked in the first mistakes, for the predicted and the true class.
     A column per mistake: the image, and below it the heat maps of both classes, each scaled to its
-    own maximum. GradCAM (Selvaraju et al., 2016, arXiv:1610.02391) is grad-cam's. Raises ValueError
-    for a target_layer that makes no maps, or some with less than 5 x 5 pixels."""
+    own range, by grad-cam (Selvaraju et al., 2016, arXiv:1610.02391). Raises ValueError for a
+    target_layer without maps of at least 5 x 5 pixels."""
     height, width = get_map_size(model, target_layer)
     if min(height, width) < 5:
         way_out = "choose an earlier layer; in ResNet18, the maps of model.layer3[-1] are 8 x 8"
