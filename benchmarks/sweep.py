@@ -1,115 +1,135 @@
 """Compare settings on 5,000 validation images, which are taken out of the 50,000 for training.
 
-    python benchmarks/sweep.py sweep.jsonl max_lr=0.2,0.4,0.8 weight_decay=5e-4,1e-3 --seeds 3
-    python benchmarks/sweep.py sweep.jsonl ema=0.99 lr_floor=0.05
-    python benchmarks/sweep.py sweep.jsonl                 # as it is, for comparison
-    python benchmarks/sweep.py sweep.jsonl --seeds 0       # only print what is in the file
-    python benchmarks/sweep.py smoke.jsonl max_lr=0.01,0.02 --seeds 1 --smoke     # does it run?
+    python benchmarks/sweep.py max_lr=0.02,0.04 weight_decay=5e-4,5e-3 --seeds 3
+    python benchmarks/sweep.py half_size=true epochs=5 optimizer=sgd    # much shorter, for a CPU
+    python benchmarks/sweep.py --finder-only --seeds 1     # ask the LR finder, and do not train
+    python benchmarks/sweep.py --smoke --seeds 1           # a few digits: does it run?
 
-Every combination of the values is trained once per seed, and appended as one JSON line; what the
-file already has is not trained again, so a stopped sweep goes on. A setting is max_lr (the LR
-finder's, unless it is given), any field of utils.Config, or a lever of benchmarks/levers.py. The
-test images are never looked at.
+Every combination of the values is trained once per seed, and added to results.json; what is there
+is not trained again, so a stopped sweep goes on. The test images are never looked at. A setting is
+max_lr (else the LR finder's), any field of utils.Config, or a lever:
+
+    half_size=true         the network sees 16 x 16 pixels
+    bias_lr=16             the biases of BatchNorm learn so many times faster
+    end_cutout=1           no CutOut in so many last epochs: test images are whole, too
+    anneal=linear          OneCycle rises and falls in straight lines
+    alternating_flip=true  each image is mirrored by chance in the first epoch, and then in every
+                           second one (Jordan, 2024, arXiv:2404.00498)
 """
 
-import json
-import sys
-import tempfile
+import os
+import shutil
 import time
-from collections import defaultdict
-from contextlib import ExitStack
+from functools import partial
 from itertools import product
-from statistics import mean
+from pathlib import Path
+from statistics import median
+from unittest import mock
 
 import common
 import torch
-from levers import LEVERS
+from torch import nn
+from torch.optim import lr_scheduler
 
 import utils
 from models.resnet import ResNet18
 
+NOT_IN_CONFIG = {"max_lr", "half_size", "bias_lr", "end_cutout", "anneal", "alternating_flip"}
 
-def run(settings: dict, seed: int, smoke: bool) -> dict:
-    """Train once with some settings, and return the scores on the validation images."""
-    begin = time.perf_counter()
-    levers = {name: settings[name] for name in settings if name in LEVERS}
-    fields = {name: settings[name] for name in settings.keys() - levers.keys() - {"max_lr"}}
-    fields = {**(common.SMOKE if smoke else {"profile": "full"}), **fields}
-    with ExitStack() as stack:
-        stack.enter_context(common.quiet())
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        config = utils.get_config(**fields, seed=seed, output_dir=folder)
-        loader, _ = utils.get_dataloaders(config)
-        train_loader, validation_loader = common.split(loader, config, 0.1)
+
+def pull_levers(settings: dict, model: nn.Module, dataset, epochs: int):
+    """Change how a model is trained; return what to call before each epoch, with its number."""
+    steps, whole = dataset.transform.transforms, dataset.images
+    if settings.get("half_size"):
+        model.register_forward_pre_hook(lambda _, images: nn.functional.avg_pool2d(*images, 2))
+    for layer in model.modules():  # SGD's steps grow with the gradient as with the learning rate
+        if "bias_lr" in settings and isinstance(layer, nn.BatchNorm2d):
+            layer.bias.register_hook(lambda gradient: settings["bias_lr"] * gradient)
+    if is_alternating := settings.get("alternating_flip"):
+        steps[:] = [step for step in steps if not isinstance(step, utils.RandomHorizontalFlip)]
+        mirrored = torch.rand(len(dataset), 1, 1, 1, device=whole.device) < 0.5
+        whole = dataset.images = torch.where(mirrored, whole.flip(2), whole)
+
+    def begin(epoch: int):
+        dataset.images = whole.flip(2) if is_alternating and epoch % 2 == 0 else whole
+        if epoch > epochs - settings.get("end_cutout", 0):
+            steps[:] = [step for step in steps if not isinstance(step, utils.CutOut)]
+
+    return begin
+
+
+def run(part: str, settings: dict, seed: int, folder: Path, smoke: bool, near_duplicates=()):
+    """Return a row for results.json: of a "sweep", of the "finder" alone, or of a "record"."""
+    start, train, fields = time.perf_counter(), utils.train, settings.keys() - NOT_IN_CONFIG
+    anneal = partial(lr_scheduler.OneCycleLR, anneal_strategy=settings.get("anneal", "cos"))
+
+    def train_epoch(model, loader, optimizer, scheduler, *args):
+        begin(1 + scheduler.last_epoch // len(loader))  # it counts steps
+        return train(model, loader, optimizer, scheduler, *args)
+
+    with (
+        mock.patch.object(utils, "train", train_epoch),
+        mock.patch.object(lr_scheduler, "OneCycleLR", anneal),
+        mock.patch.object(utils, "plot_lr_finder") as plot,
+    ):
+        config = common.get_config({name: settings[name] for name in fields}, seed, folder, smoke)
+        loader, test_loader = utils.get_dataloaders(config)
+        rest, held_out = common.split(loader, config)
+        if part != "record":  # which alone trains on all images, and looks at the test images
+            loader, test_loader = rest, held_out
         model = ResNet18().to(config.device, memory_format=torch.channels_last)
-        with ExitStack() as changes:
-            for name, value in levers.items():
-                changes.enter_context(LEVERS[name](value, model, train_loader, config))
-            max_lr = settings.get("max_lr")
-            if max_lr is None:
-                max_lr = utils.find_lr(model, train_loader, config)
-            history = utils.fit_one_cycle(model, train_loader, validation_loader, max_lr, config)
-        scores, _ = common.evaluate(model, validation_loader)
-    return {
-        **{"settings": settings, "seed": seed, "smoke": smoke, "max_lr": max_lr, **scores},
-        "epoch_seconds": common.get_epoch_seconds(history),
-        "seconds": time.perf_counter() - begin,
-        "history": {name: values for name, values in history.items() if name != "lr"},
-    }
+        begin = pull_levers(settings, model, loader.dataset, config.epochs)
+        row = {"settings": settings, "seed": seed, "max_lr": settings.get("max_lr")}
+        row |= {"machine": utils.describe_machine(config.device), **common.get_machine()}
+        if "max_lr" not in settings:  # the finder's curve is kept, to 4 digits, instead of a figure
+            row["max_lr"] = utils.find_lr(model, loader, config)
+            lrs, losses = ([float(f"{x:.4g}") for x in xs] for xs in plot.call_args.args[:2])
+            if part == "finder":
+                return {**row, "lr": lrs, "loss": losses, "images": len(loader.dataset)}
+            row["finder"] = {"lr": lrs, "loss": losses}
+        history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)
+        row |= common.evaluate(model, test_loader, near_duplicates)
+    del history["lr"]
+    row |= {"epoch_seconds": median(history["seconds"][1:] or history["seconds"])}
+    if part == "record":
+        row["test_images"] = len(test_loader.dataset)
+        history = {name.replace("test", "probe"): values for name, values in history.items()}
+    return {**row, "seconds": time.perf_counter() - start, "history": history}
 
 
-def print_table(rows: list[dict]):
-    """Print a line for every combination of settings, the best first."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[json.dumps(row["settings"], sort_keys=True)].append(row)
-    if any(row["smoke"] for row in rows):
-        print("*** SMOKE TEST: far too little training. The numbers are no result. ***")
-    print(f"{'validation (%)':<24}{'mirrored views':<24}{'s/epoch':>8}  settings")
-    for settings, group in sorted(groups.items(), key=lambda item: rank(item[1]), reverse=True):
-        done = [row for row in group if "diverged" not in row]
-        scores = ([row[name] for row in done] for name in ("accuracy", "mirrored_accuracy"))
-        columns = "".join(f"{common.describe(values) if values else '-':<24}" for values in scores)
-        seconds = f"{mean(row['epoch_seconds'] for row in done):.2f}" if done else "-"
-        lost = f", diverged {len(group) - len(done)} times" * (len(done) < len(group))
-        print(f"{columns}{seconds:>8}  {settings}{lost}")
-
-
-def rank(group: list[dict]) -> tuple[bool, float]:
-    """Return what is higher for better rows; those of which one diverged are the worst."""
-    done = [row["accuracy"] for row in group if "diverged" not in row]
-    return len(done) == len(group), mean(done) if done else 0
-
-
-@common.read_once()
-def main():
-    """Train what the file does not have yet, and print its table."""
-    parser = common.get_parser(__doc__, 3, "NAME=VALUE,VALUE")
-    args = parser.parse_args()
-    known = {"max_lr", *common.SETTINGS, *LEVERS}
-    try:
-        settings = common.parse_settings(args.settings, known)
-    except ValueError as error:
-        parser.error(str(error))
-    combinations = [
-        dict(zip(settings, chosen, strict=True)) for chosen in product(*settings.values())
-    ]
-    args.file.touch()  # a bad path must fail now, not after the first run
+def run_missing(part: str, args, near_duplicates=()):
+    """Run and keep what results.json does not have; a stopped run goes on from its checkpoint."""
+    names, values = zip(*args.settings, strict=True) if args.settings else ((), ())
+    chosen = [dict(zip(names, combination, strict=True)) for combination in product(*values)]
+    done = [(row["settings"], row["seed"]) for row in common.read_results().get(part, [])]
+    outputs = Path(os.environ.get("S11_OUTPUT_DIR") or common.ROOT / "outputs")
     # The seeds outside: stopped at any moment, the settings can be compared as far as they are.
-    for seed, settings in product(range(args.seeds), combinations):
-        if common.is_done(args.file, settings, seed, args.smoke):
+    for seed, settings in product(range(args.seeds), chosen):
+        if (settings, seed) in done and not args.smoke:
             continue
-        begin = time.perf_counter()
+        words = [f"{name}={value}" for name, value in settings.items()]
+        folder = outputs / part / "-".join([*words, f"seed-{seed}"])
         try:
-            row = run(settings, seed, args.smoke)
+            row = run(part, settings, seed, folder, args.smoke, near_duplicates)
         except FloatingPointError as error:
-            row = {"settings": settings, "seed": seed, "smoke": args.smoke, "diverged": str(error)}
-        common.append_row(args.file, row)
-        result = "diverged" if "diverged" in row else f"{row['accuracy']:.2f} %"
-        print(f"{result} in {time.perf_counter() - begin:.0f} s: {settings}, seed {seed}")
-        sys.stdout.flush()
-    print_table([row for row in common.read_rows(args.file) if row["smoke"] == args.smoke])
+            if part == "record":
+                raise
+            row = {"settings": settings, "seed": seed, "diverged": str(error)}
+        common.add_row(part, row, args.smoke)
+        shutil.rmtree(folder, ignore_errors=True)  # or a run of later code would go on from there
+        told = {name: row[name] for name in ("max_lr", "accuracy", "diverged") if name in row}
+        print(f"*** {settings}, seed {seed}: {told} ***", flush=True)
+
+
+@common.read_once
+def main():
+    """Train, or ask the LR finder only."""
+    parser = common.get_parser(__doc__, seeds=3)
+    parser.add_argument("--finder-only", action="store_true", help="do not train")
+    args = parser.parse_args()
+    run_missing("finder" if args.finder_only else "sweep", args)
 
 
 if __name__ == "__main__":
+    common.keep_memory()
     main()
