@@ -32,29 +32,11 @@ def keep_memory():
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **variables})
 
 
-def get_parser(doc: str, seeds: int = 0) -> argparse.ArgumentParser:
-    """Return the parser of a script that can be tried, and that trains if there are seeds."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=doc, formatter_class=raw)
-    parser.add_argument("--smoke", action="store_true", help="everything tiny; nothing is kept")
-    if seeds:
-        parser.add_argument("settings", type=parse_setting, nargs="*", metavar="NAME=VALUE")
-        parser.add_argument("--seeds", type=int, default=seeds, help="so many, from 0 on")
-    return parser
-
-
 def parse_setting(argument: str) -> tuple[str, list]:
     """Turn "name=1,true,word" into ("name", [1, True, "word"])."""
     name, values = argument.split("=")
     quoted = re.sub(r"\b(?!true\b|false\b|null\b)[a-zA-Z][\w:]*", r'"\g<0>"', values)
     return name, json.loads(f"[{quoted}]")
-
-
-def add_near_duplicates(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Let a script take the numbers of test images that are near duplicates."""
-    options = {"type": read_numbers, "default": set(), "metavar": "CSV"}
-    parser.add_argument("--near-duplicates", **options, help="file with a column TestID")
-    return parser
 
 
 def read_numbers(path: str) -> set[int]:
@@ -63,12 +45,30 @@ def read_numbers(path: str) -> set[int]:
         return {int(row["TestID"]) for row in csv.DictReader(file)}
 
 
+OPTIONS = {
+    "settings": {"type": parse_setting, "nargs": "*", "metavar": "NAME=VALUE"},
+    "folder": {"type": Path, "nargs": "?", "help": "of a finished run of the notebook"},
+    "--seeds": {"type": int, "default": 3, "help": "so many, from 0 on; default 3"},
+    "--near-duplicates": {"type": read_numbers, "default": (), "metavar": "CSV"},
+}
+
+
+def parse(doc: str, *names: str) -> argparse.Namespace:
+    """Return the arguments of a script, some of these and flags."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=raw)
+    for name in names:
+        parser.add_argument(name, **OPTIONS.get(name, {"action": "store_true"}))
+    return parser.parse_args()
+
+
 def get_config(settings: dict, seed: int, folder: Path, smoke: bool = False) -> utils.Config:
     """Return the full profile with some settings; CIFAR-10 lies where the notebook has it."""
-    digits = {"profile": "quick", "train_images": 200, "epochs": 1, "lr_finder_steps": 30}
-    digits["resume"] = False
+    if smoke:
+        digits = {"profile": "quick", "train_images": 200, "epochs": 1, "lr_finder_steps": 30}
+        settings = {**digits, "resume": False, **settings}
     data_dir = os.environ.get("S11_DATA_DIR") or ROOT / "data"
-    settings = {"profile": "full", "data_dir": data_dir, **(digits if smoke else {}), **settings}
+    settings = {"profile": "full", "data_dir": data_dir, **settings}
     return utils.get_config(**settings, seed=seed, output_dir=folder)
 
 
@@ -95,18 +95,18 @@ def get_machine() -> dict[str, str | int | None]:
     """Return names and numbers of the hardware, and the versions."""
     info = Path("/proc/cpuinfo")  # where Linux names the CPU
     names = re.findall("model name\t: (.+)", info.read_text()) if info.exists() else []
-    names.append(platform.processor() or platform.machine())
+    names += [platform.processor() or platform.machine()]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     return {"cpu": names[0], "cores": os.cpu_count(), "gpu": gpu, **versions}
 
 
-def split(loader, config: utils.Config):
+def split(loader, config: utils.Config) -> tuple:
     """Return loaders of nine tenths of the training images, and of the others, not augmented.
 
     The split is stratified by class, and always the same.
     """
-    data, plain = loader.dataset, utils.get_transforms(config)[1]
+    data, (_, plain) = loader.dataset, utils.get_transforms(config)
     options = {"test_size": 0.1, "stratify": data.labels.cpu(), "random_state": 0}
     kept, others = train_test_split(torch.arange(len(data)), **options)
     return (
@@ -123,11 +123,11 @@ def evaluate(model, loader, near_duplicates=()) -> dict[str, float]:
     logits, labels = utils.predict(model, loader)
     mirrored, _ = utils.predict(model, ((images.flip(3), labels) for images, labels in loader))
     right, both = ((x.argmax(1) == labels).tolist() for x in (logits, logits + mirrored))
-    others = [is_right for i, is_right in enumerate(right) if i not in near_duplicates]
     row = {"loss": torch.nn.functional.cross_entropy(logits, labels).item()}
     row["accuracy"] = 100 * sum(right) / len(right)  # exactly 95 for 95 of 100
     row["mirrored_accuracy"] = 100 * sum(both) / len(both)
     if near_duplicates:
+        others = [right[i] for i in range(len(right)) if i not in near_duplicates]
         row["without_near_duplicates"] = 100 * sum(others) / len(others)
         row["images_without_near_duplicates"] = len(others)
     return row

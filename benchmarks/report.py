@@ -9,13 +9,12 @@ A run of the notebook is tested after every epoch: the last one counts. Its figu
 unless it is added. If CIFAR-10 is there, its network is tested with mirrored images, too.
 """
 
-import argparse
 import contextlib
 import json
 import re
 import shutil
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean, median, stdev
 
@@ -38,7 +37,7 @@ HEADS = {
 
 
 def describe(settings: dict, form: str = "{}") -> str:
-    """Name settings for a reader, in this form: "half size, epochs 5"; nothing if there are none."""
+    """Name settings, if there are any, for a reader and in this form: "half size, epochs 5"."""
     words = [key if value is True else f"{key} {value}" for key, value in settings.items()]
     return form.format(", ".join(words).replace("_", " ")) if words else ""
 
@@ -122,27 +121,29 @@ def update_readme(check: bool) -> int:
 @utils.plot_style()
 def draw_sweep(results: dict):
     """Draw accuracy by peak and optimizer, in the run of which most was measured, by peak alone."""
-    rows = [row for row in results["sweep"] if divide(row)[1].keys() <= {"max_lr", "optimizer"}]
-    run = Counter(divide(row)[0] for row in rows).most_common(1)[0][0]
+    swept, alone = results.get("sweep", []), {"max_lr", "optimizer"}
+    if not (rows := [row for row in swept if divide(row)[1].keys() <= alone]):
+        return
+    run = max((divide(row)[0] for row in rows), key=[divide(row)[0] for row in rows].count)
     figure, axis = plt.subplots(figsize=(8, 4.5))
     titles = []
     for optimizer, color, name in (("muon", utils.BLUE, "Muon"), ("sgd", utils.GREEN, "SGD")):
         given, peaks = defaultdict(list), set()
         for row in [*rows, *results.get("finder", [])]:
             told, settings = divide(row)
-            if (told, settings.get("optimizer", "muon")) != (run, optimizer):
-                continue
-            if curve := row.get("finder", row if "lr" in row else None):
-                peaks.add(utils.choose_peak(curve["lr"], curve["loss"])[0])
-            if "accuracy" in row:
-                given[row["max_lr"]].append(row["accuracy"])
-        means = {lr: mean(given[lr]) for lr in sorted(given)}
-        axis.plot(means.keys(), means.values(), "o-", color=color, label=name)
+            if (told, settings.get("optimizer", "muon")) == (run, optimizer):
+                if curve := row.get("finder", row if "lr" in row else None):
+                    peaks.add(utils.choose_peak(curve["lr"], curve["loss"])[0])
+                if "accuracy" in row:
+                    given[row["max_lr"]].append(row["accuracy"])
+        lrs = sorted(given)
+        means = [mean(given[lr]) for lr in lrs]
+        axis.plot(lrs, means, "o-", color=color, label=name)
         for peak in peaks:
             axis.axvline(peak, color=color, ls=":", label=f"{name}: a peak of the LR finder")
-        if means:
-            best = max(means, key=means.get)
-            titles += [f"{name} is best at a peak of {best:.3g}: {means[best]:.1f} %"]
+        for best in [max(means)] if means else []:
+            lr = lrs[means.index(best)]
+            titles.append(f"{name} is best at a peak of {lr:.3g}: {best:.1f} %")
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # powers of ten alone are too few
     axis.xaxis.set_major_formatter("{x:g}")
@@ -152,7 +153,7 @@ def draw_sweep(results: dict):
     figure.savefig(common.ROOT / "images" / "lr_sweep.png")
 
 
-def read_run(folder: Path, near_duplicates: set[int]) -> dict:
+def read_run(folder: Path, near_duplicates: set) -> dict:
     """Return the row of a finished run; ValueError if there is none on all of CIFAR-10."""
     path, defaults = folder / "checkpoint.pt", vars(utils.Config)
     if not path.exists():
@@ -186,7 +187,7 @@ def read_run(folder: Path, near_duplicates: set[int]) -> dict:
     return json.loads(json.dumps(row))  # with lists for tuples, as the other rows
 
 
-def take_run(folder: Path, near_duplicates: set[int], add: bool):
+def take_run(folder: Path, near_duplicates: set, add: bool):
     """Put a run into the record, and its figures into images/; say what was there."""
     row, old = read_run(folder, near_duplicates), common.read_results().get("record", [])
     if add and any(other["settings"] != row["settings"] for other in old):
@@ -202,16 +203,11 @@ def take_run(folder: Path, near_duplicates: set[int], add: bool):
 
 def main() -> int:
     """Do what the arguments ask for, and return the exit status."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("folder", type=Path, nargs="?", help="of a finished run of the notebook")
-    parser.add_argument("--add", action="store_true", help="keep the other seeds, and images/")
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    args = common.add_near_duplicates(parser).parse_args()
+    args = common.parse(__doc__, "folder", "--add", "--check", "--near-duplicates")
     try:
         if args.folder:
             take_run(args.folder, args.near_duplicates, args.add)
-        elif common.read_results().get("sweep") and not args.check:
+        elif not args.check:
             draw_sweep(common.read_results())
     except ValueError as error:
         print(error, file=sys.stderr)

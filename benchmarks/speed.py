@@ -1,67 +1,51 @@
 """Measure how much faster this project trains than the plain way of most tutorials.
 
-    python benchmarks/speed.py            # minutes; no download, the images are random
-    python benchmarks/speed.py --smoke    # everything tiny: does it run at all?
+    python benchmarks/speed.py            # minutes; no download; with --smoke: does it run?
 
-1. Input pipeline on the CPU: utils.DeviceDataset, against torchvision's transforms of one PIL image
-   at a time, in two workers; the augmentations are the same.
-2. Training step of ResNet18 on the CPU: utils.train on a batch that is already there, against NCHW
-   with torch.optim.SGD as it comes, in float32. Ours is bfloat16 on a CPU that has instructions for
-   it (AVX512-BF16, AMX), else float32 as well. Ours of 1 should be at most 1 % of it.
-3. Training epoch on a CUDA GPU, where there is one: loader and step of both (float32 with TF32 as
-   PyTorch defaults). Evaluation is not counted.
-
-All are medians, both in turn, after a warm-up with the start of the workers. On Linux, both ways
-keep freed memory. In results.json, the rows replace those of the same machine.
+The plain way: torchvision's transforms of one PIL image at a time, in two workers (with the same
+augmentations as ours); NCHW, float32 (TF32 as PyTorch defaults), and torch.optim.SGD as it comes.
+Ours: utils.make_loader and utils.train, with bfloat16 on a CPU that has instructions for it. A step
+is timed with a batch that is there already; an epoch on a CUDA GPU, without any evaluation. All are
+medians, both ways in turn, after a warm-up; on Linux, both keep freed memory. In results.json, the
+rows replace those of the same machine. Of our step, our loading should take at most 1 %.
 """
 
 import io
 import time
 from collections import deque
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 from statistics import median
 
 import common
 import numpy as np
 import torch
-from torchvision import datasets, transforms
+from torchvision import datasets
+from torchvision import transforms as T
 
 import utils
 from models.resnet import ResNet18
 
-PLAIN_STEPS = (
-    transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
-    transforms.RandomHorizontalFlip(),
-    transforms.ToTensor(),
-    transforms.Normalize(utils.Config.mean, utils.Config.std),
-    transforms.RandomErasing(1, scale=(0.25, 0.25), ratio=(1, 1)),  # CutOut of 16 x 16
-)
 
-
-def get_loaders(count: int, config: utils.Config):
+def get_loaders(count: int, config: utils.Config) -> tuple:
     """Return two loaders of so many random images: the plain one, and ours."""
     plain, random = datasets.CIFAR10.__new__(datasets.CIFAR10), np.random.default_rng(0)
     plain.data = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    plain.targets = random.integers(0, 10, count)
-    plain.transform, plain.target_transform = transforms.Compose(PLAIN_STEPS), None
-    options = {"shuffle": True, "num_workers": 2, "persistent_workers": True}
-    transform, _ = utils.get_transforms(config)
-    return (
-        torch.utils.data.DataLoader(plain, config.batch_size, **options),
-        utils.make_loader(plain.data, plain.targets, transform, config, shuffle=True),
-    )
+    plain.targets, plain.target_transform = random.integers(0, 10, count), None
+    crop, flip = T.RandomCrop(32, padding=4, padding_mode="reflect"), T.RandomHorizontalFlip()
+    cut_out = T.RandomErasing(1, scale=(0.25, 0.25), ratio=(1, 1))  # 16 x 16, too
+    normalize, (transform, _) = T.Normalize(config.mean, config.std), utils.get_transforms(config)
+    plain.transform = T.Compose([crop, flip, T.ToTensor(), normalize, cut_out])
+    ours = utils.make_loader(plain.data, plain.targets, transform, config, shuffle=True)
+    workers = {"num_workers": 2, "persistent_workers": True}
+    return torch.utils.data.DataLoader(plain, config.batch_size, shuffle=True, **workers), ours
 
 
-def get_trainers(config: utils.Config):
+def get_trainers(config: utils.Config) -> tuple:
     """Return two functions of a loader, which train a ResNet18 for an epoch: plain, and ours."""
     lr = 0.01  # speed does not depend on it, as long as random labels do not make it diverge
     model, twin = (ResNet18().to(config.device) for _ in range(2))
     sgd = torch.optim.SGD(twin.parameters(), lr, momentum=0.9)
-    optimizer = utils.get_optimizer(model.to(memory_format=torch.channels_last), lr, config)
-    one_cycle = partial(torch.optim.lr_scheduler.OneCycleLR, total_steps=10**6)
-    ours = (optimizer, one_cycle(optimizer, lr, cycle_momentum=False))
 
     def train_plain(loader):
         twin.train()
@@ -74,11 +58,11 @@ def get_trainers(config: utils.Config):
             sgd.step()
             _ = loss.item(), (logits.argmax(1) == labels).sum().item()  # shown in every step
 
-    def train_ours(loader):
-        with redirect_stdout(io.StringIO()):
-            utils.train(model, loader, *ours, utils.get_scaler(config.device), config)
-
-    return train_plain, train_ours
+    optimizer = utils.get_optimizer(model.to(memory_format=torch.channels_last), lr, config)
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+    scheduler = one_cycle(optimizer, lr, total_steps=10**6, cycle_momentum=False)
+    rest = optimizer, scheduler, utils.get_scaler(config.device), config
+    return train_plain, lambda loader: utils.train(model, loader, *rest)
 
 
 def compare(calls, arguments, rounds: int) -> list[float]:
@@ -94,37 +78,39 @@ def compare(calls, arguments, rounds: int) -> list[float]:
     return [median(times[1:]) for times in seconds]
 
 
-def measure(smoke: bool):
-    """Yield what was measured, its unit, and the numbers of plain and of ours."""
+def measure(smoke: bool) -> list[tuple]:
+    """Return what was measured, its unit, and the numbers of plain and of ours."""
     count, size, rounds = (100, 8, 1) if smoke else (50_000, 512, 3)
-    with redirect_stdout(io.StringIO()):
-        best = common.get_config({"batch_size": size}, 0, Path())
-        config = common.get_config({"batch_size": size, "device": "cpu"}, 0, Path())
-    plain, ours = compare([partial(deque, maxlen=0)] * 2, get_loaders(count, config), rounds)
-    yield f"input pipeline on the CPU, batches of {size}", "images/s", count / plain, count / ours
-
-    share, images, labels = ours / count * size, torch.randn(size, 3, 32, 32), torch.arange(size)
+    best = common.get_config({"batch_size": size}, 0, Path())
+    config = common.get_config({"batch_size": size, "device": "cpu"}, 0, Path())
+    seconds = compare([lambda loader: deque(loader, 0)] * 2, get_loaders(count, config), rounds)
+    speeds = [count / s for s in seconds]
+    rows = [(f"input pipeline on the CPU, batches of {size}", "images/s", *speeds)]
+    images, labels = torch.randn(size, 3, 32, 32), torch.arange(size) % 10
     ready = images.to(memory_format=torch.channels_last)  # as our loader delivers it
-    batches = [(images, labels % 10)], [(ready, labels % 10)]
-    plain, ours = compare(get_trainers(config), batches, rounds)
-    yield f"training step on the CPU, {size} images", "ms", 1e3 * plain, 1e3 * ours
-    print(f"Loading and augmenting {size} images takes {share / ours:.2%} of our training step.")
-
+    seconds = compare(get_trainers(config), ([(images, labels)], [(ready, labels)]), rounds)
+    rows += [(f"training step on the CPU, {size} images", "ms", *(1e3 * s for s in seconds))]
     if smoke or best.device.type == "cuda":
-        plain, ours = compare(get_trainers(best), get_loaders(count, best), rounds)
-        what = f"training epoch on the {best.device.type.upper()}, {count:,} images, no evaluation"
-        yield what.replace("CUDA", "GPU"), "s", plain, ours
+        seconds = compare(get_trainers(best), get_loaders(count, best), rounds)
+        name = best.device.type.upper().replace("CUDA", "GPU")
+        rows += [(f"training epoch on the {name}, {count:,} images, no evaluation", "s", *seconds)]
+    return rows
 
 
 def main():
-    """Measure, print, and keep it in results.json."""
-    smoke, machine = common.get_parser(__doc__).parse_args().smoke, common.get_machine()
-    for what, unit, plain, ours in measure(smoke):
+    """Measure, keep it in results.json, and print it."""
+    args, machine = common.parse(__doc__, "--smoke"), common.get_machine()
+    with redirect_stdout(io.StringIO()):
+        rows = measure(args.smoke)
+    for what, unit, plain, ours in rows:
         ratio = ours / plain if unit == "images/s" else plain / ours
-        print(f"{what}: plain {plain:,.2f} {unit}, ours {ours:,.2f} {unit}, {ratio:.1f} x")
         row = {"what": what, "unit": unit, "plain": plain, "ours": ours, "ratio": ratio, **machine}
         same = {name: row[name] for name in ("what", "cpu", "cores", "gpu")}.items()
-        common.add_row("speed", row, smoke, lambda old, same=same: not same <= old.items())
+        common.add_row("speed", row, args.smoke, lambda old, same=same: not same <= old.items())
+        print(f"{what}: plain {plain:,.2f} {unit}, ours {ours:,.2f} {unit}, {ratio:.1f} x")
+    size = 8 if args.smoke else 512
+    share = size / rows[0][3] / (rows[1][3] / 1e3)
+    print(f"Loading and augmenting {size} images takes {share:.2%} of our training step.")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ is not trained again, so a stopped sweep goes on. The test images are never look
 max_lr (else the LR finder's), any field of utils.Config, or a lever:
 
     half_size=true         the network sees 16 x 16 pixels
-    bias_lr=16             the biases of BatchNorm learn so many times faster
-    end_cutout=1           no CutOut in so many last epochs: test images are whole, too
+    bias_lr=16             BatchNorm's biases learn so many times faster
+    end_cutout=1           no CutOut in so many last epochs
     anneal=linear          OneCycle rises and falls in straight lines
-    alternating_flip=true  each image is mirrored by chance in the first epoch, and then in every
-                           second one (Jordan, 2024, arXiv:2404.00498)
+    alternating_flip=true  by chance, then in every second epoch (Jordan, 2024, arXiv:2404.00498)
 """
 
 import os
@@ -58,9 +57,9 @@ def pull_levers(settings: dict, model: nn.Module, dataset, epochs: int):
     return begin
 
 
-def run(part: str, settings: dict, seed: int, folder: Path, smoke: bool, near_duplicates=()):
+def run(part: str, settings: dict, seed: int, folder: Path, args) -> dict:
     """Return a row for results.json: of a "sweep", of the "finder" alone, or of a "record"."""
-    start, train, fields = time.perf_counter(), utils.train, settings.keys() - NOT_IN_CONFIG
+    start, train = time.perf_counter(), utils.train
     anneal = partial(lr_scheduler.OneCycleLR, anneal_strategy=settings.get("anneal", "cos"))
 
     def train_epoch(model, loader, optimizer, scheduler, *args):
@@ -72,7 +71,8 @@ def run(part: str, settings: dict, seed: int, folder: Path, smoke: bool, near_du
         mock.patch.object(lr_scheduler, "OneCycleLR", anneal),
         mock.patch.object(utils, "plot_lr_finder") as plot,
     ):
-        config = common.get_config({name: settings[name] for name in fields}, seed, folder, smoke)
+        fields = {name: settings[name] for name in settings.keys() - NOT_IN_CONFIG}
+        config = common.get_config(fields, seed, folder, args.smoke)
         loader, test_loader = utils.get_dataloaders(config)
         rest, held_out = common.split(loader, config)
         if part != "record":  # which alone trains on all images, and looks at the test images
@@ -80,15 +80,20 @@ def run(part: str, settings: dict, seed: int, folder: Path, smoke: bool, near_du
         model = ResNet18().to(config.device, memory_format=torch.channels_last)
         begin = pull_levers(settings, model, loader.dataset, config.epochs)
         row = {"settings": settings, "seed": seed, "max_lr": settings.get("max_lr")}
-        row |= {"machine": utils.describe_machine(config.device), **common.get_machine()}
+        row |= {"machine": utils.describe_machine(config.device)} | common.get_machine()
         if "max_lr" not in settings:  # the finder's curve is kept, to 4 digits, instead of a figure
             row["max_lr"] = utils.find_lr(model, loader, config)
             lrs, losses = ([float(f"{x:.4g}") for x in xs] for xs in plot.call_args.args[:2])
             if part == "finder":
                 return {**row, "lr": lrs, "loss": losses, "images": len(loader.dataset)}
             row["finder"] = {"lr": lrs, "loss": losses}
-        history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)
-        row |= common.evaluate(model, test_loader, near_duplicates)
+        try:
+            history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)
+        except FloatingPointError as error:
+            if part == "sweep":
+                return {**row, "diverged": str(error)}
+            raise
+        row |= common.evaluate(model, test_loader, vars(args).get("near_duplicates", ()))
     del history["lr"]
     row |= {"epoch_seconds": median(history["seconds"][1:] or history["seconds"])}
     if part == "record":
@@ -97,37 +102,30 @@ def run(part: str, settings: dict, seed: int, folder: Path, smoke: bool, near_du
     return {**row, "seconds": time.perf_counter() - start, "history": history}
 
 
-def run_missing(part: str, args, near_duplicates=()):
+@common.read_once
+def run_missing(part: str, doc: str, option: str):
     """Run and keep what results.json does not have; a stopped run goes on from its checkpoint."""
-    names, values = zip(*args.settings, strict=True) if args.settings else ((), ())
-    chosen = [dict(zip(names, combination, strict=True)) for combination in product(*values)]
+    args = common.parse(doc, "settings", "--seeds", "--smoke", option)
+    part = "finder" if vars(args).get("finder_only") else part
+    pairs = [[(name, value) for value in values] for name, values in args.settings]
     done = [(row["settings"], row["seed"]) for row in common.read_results().get(part, [])]
     outputs = Path(os.environ.get("S11_OUTPUT_DIR") or common.ROOT / "outputs")
     # The seeds outside: stopped at any moment, the settings can be compared as far as they are.
-    for seed, settings in product(range(args.seeds), chosen):
+    for seed, settings in product(range(args.seeds), map(dict, product(*pairs))):
         if (settings, seed) in done and not args.smoke:
             continue
         words = [f"{name}={value}" for name, value in settings.items()]
         folder = outputs / part / "-".join([*words, f"seed-{seed}"])
-        try:
-            row = run(part, settings, seed, folder, args.smoke, near_duplicates)
-        except FloatingPointError as error:
-            if part == "record":
-                raise
-            row = {"settings": settings, "seed": seed, "diverged": str(error)}
+        row = run(part, settings, seed, folder, args)
         common.add_row(part, row, args.smoke)
         shutil.rmtree(folder, ignore_errors=True)  # or a run of later code would go on from there
         told = {name: row[name] for name in ("max_lr", "accuracy", "diverged") if name in row}
         print(f"*** {settings}, seed {seed}: {told} ***", flush=True)
 
 
-@common.read_once
 def main():
     """Train, or ask the LR finder only."""
-    parser = common.get_parser(__doc__, seeds=3)
-    parser.add_argument("--finder-only", action="store_true", help="do not train")
-    args = parser.parse_args()
-    run_missing("finder" if args.finder_only else "sweep", args)
+    run_missing("sweep", __doc__, "--finder-only")
 
 
 if __name__ == "__main__":

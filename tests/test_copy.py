@@ -56,7 +56,7 @@ def save_finished_run(folder):
     state = {"settings": settings, "history": history, "model": {}, "machine": "a machine"}
     folder.mkdir(parents=True)
     torch.save(state, folder / "checkpoint.pt")
-    figure, axis = utils.plt.subplots()
+    figure = utils.plt.figure()
     figure.savefig(folder / "history.png")
     utils.plt.close(figure)
 
@@ -78,9 +78,7 @@ def copy(tmp_path, request):
     return folder
 
 
-@pytest.mark.parametrize(
-    "copy", ["outputs/mine", "/content/drive/MyDrive/S11"], indirect=True, ids=["here", "drive"]
-)
+@pytest.mark.parametrize("copy", ["outputs/mine"], indirect=True)
 def test_a_copy_passes_the_tests_that_look_at_it(copy):
     run(copy, "benchmarks/report.py", "outputs/full")
     readme = (copy / "README.md").read_text(encoding="utf-8")
@@ -91,7 +89,6 @@ def test_a_copy_passes_the_tests_that_look_at_it(copy):
     run(copy, "-m", "pytest", "-q", "tests/test_readme.py", "tests/test_notebook.py")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("copy", ["/content/drive/MyDrive/S11"], indirect=True, ids=["drive"])
-def test_its_notebook_runs(copy):
-    run(copy, "-m", "pytest", "-q", "--nbval", "S11.ipynb")
+@pytest.mark.parametrize("copy", ["/content/drive/MyDrive/S11"], indirect=True)
+def test_a_copy_with_a_google_drive_runs_its_notebook(copy):
+    run(copy, "-m", "pytest", "-q", "--nbval", "S11.ipynb", "tests/test_notebook.py")
