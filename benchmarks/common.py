@@ -8,9 +8,7 @@ import platform
 import re
 import sys
 import time
-from functools import cache
 from pathlib import Path
-from unittest import mock
 
 import torch
 import torchvision
@@ -21,15 +19,13 @@ sys.path.insert(0, str(ROOT))  # from whatever working directory
 
 import utils  # noqa: E402
 
-# CIFAR-10 is read once for all runs: on a fast GPU, this takes longer than an epoch.
-read_once = mock.patch.object(utils, "read_cifar10", cache(utils.read_cifar10))
-
 
 def keep_memory():
     """Start Python again so that Linux's C library keeps freed memory: a fifth faster on a CPU."""
     variables = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # read at the start only
     if sys.platform == "linux" and not variables.keys() <= os.environ.keys():
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **variables})
+        arguments = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, arguments, os.environ | variables)
 
 
 def parse_setting(argument: str) -> tuple[str, list]:
@@ -87,8 +83,9 @@ def add_row(part: str, row: dict, smoke: bool = False, keep=lambda old: True):
     results = read_results()  # now: another script may have added to it
     results[part] = [*filter(keep, results.get(part, [])), row]
     text = json.dumps(results).replace('{"date"', '\n{"date"') + "\n"
-    if not utils.replace_file(ROOT / "results.json", lambda file: file.write(text.encode())):
-        sys.exit("The measurement is lost, because results.json could not be written.")
+    utils.replace_file(ROOT / "results.json", lambda file: file.write(text.encode()))
+    if read_results() != results:
+        sys.exit("The row is not in results.json, which could not be written.")
 
 
 def get_machine() -> dict[str, str | int | None]:
@@ -102,10 +99,7 @@ def get_machine() -> dict[str, str | int | None]:
 
 
 def split(loader, config: utils.Config) -> tuple:
-    """Return loaders of nine tenths of the training images, and of the others, not augmented.
-
-    The split is stratified by class, and always the same.
-    """
+    """Split training images by class, always alike: nine tenths, and the rest not augmented."""
     data, (_, plain) = loader.dataset, utils.get_transforms(config)
     options = {"test_size": 0.1, "stratify": data.labels.cpu(), "random_state": 0}
     kept, others = train_test_split(torch.arange(len(data)), **options)
@@ -116,10 +110,7 @@ def split(loader, config: utils.Config) -> tuple:
 
 
 def evaluate(model, loader, near_duplicates=()) -> dict[str, float]:
-    """Return loss and accuracy in %, and the accuracy of both mirror images' logits together.
-
-    Given the numbers of near duplicates, also the accuracy of all others, and their number.
-    """
+    """Return the loss and, in %, the accuracies: one view, mirrored views, no near duplicates."""
     logits, labels = utils.predict(model, loader)
     mirrored, _ = utils.predict(model, ((images.flip(3), labels) for images, labels in loader))
     right, both = ((x.argmax(1) == labels).tolist() for x in (logits, logits + mirrored))

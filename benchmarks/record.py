@@ -2,7 +2,7 @@
 
     python benchmarks/record.py --seeds 5
     python benchmarks/record.py --seeds 5 cutout_size=8     # another setting, as in sweep.py
-    python benchmarks/record.py --seeds 1 --smoke           # a few digits: does it run?
+    python benchmarks/record.py --smoke                     # a few digits: does it run?
 
 Every seed is added to results.json, and not trained again; a run that was stopped goes on from its
 checkpoint in outputs/. After each epoch, 5,000 of the training images, not augmented, show how it

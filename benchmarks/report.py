@@ -22,6 +22,7 @@ import common
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.ticker import LogLocator
+from torchvision import datasets
 
 import utils
 from models.resnet import ResNet18
@@ -106,12 +107,13 @@ def update_readme(check: bool) -> int:
     path, blocks, differ = common.ROOT / "README.md", get_blocks(common.read_results()), []
 
     def renew(match):
-        if match[3] != blocks[match[2]]:
+        block = f"{match[1]}{blocks[match[2]]}\n{match[3]}"
+        if block != match[0]:
             differ.append(match[2])
             print(f"README.md: {match[2]} {'differs from results.json' if check else 'is new'}.")
-        return match[1] + blocks[match[2]] + match[4]
+        return block
 
-    marks = r"(<!-- begin: (\w+) -->\n)(.*?)(\n<!-- end: \2 -->)"
+    marks = rf"(<!-- begin: ({'|'.join(blocks)}) -->\n).*?(<!-- end: \2 -->)"
     text = re.sub(marks, renew, path.read_text(encoding="utf-8"), flags=re.DOTALL)
     if not check:
         utils.replace_file(path, lambda file: file.write(text.encode()))
@@ -160,7 +162,7 @@ def read_run(folder: Path, near_duplicates: set) -> dict:
         raise ValueError(f"{path} does not exist: name the folder of a finished run.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        saved, history = state["settings"], state["history"]
+        saved, history = state["run"], state["history"]
         epochs, done = saved["epochs"], len(history["test_loss"])
         is_whole = (saved["profile"], saved["dataset"]) == ("full", utils.Config.dataset)
         is_whole &= (saved["train_images"] or 50_000) >= 50_000
@@ -181,8 +183,9 @@ def read_run(folder: Path, near_duplicates: set) -> dict:
     with contextlib.suppress(OSError, RuntimeError), contextlib.redirect_stdout(None):
         config, network = common.get_config(changed, row["seed"], folder), ResNet18()
         network.load_state_dict(model)  # RuntimeError if it is another network
-        images, labels = utils.read_cifar10(config.data_dir)[1]  # or if the images are not there
-        loader = utils.make_loader(images, labels, utils.get_transforms(config)[1], config)
+        test = datasets.CIFAR10(config.data_dir, train=False)  # or if the images are not there
+        plain = utils.get_transforms(config)[1]
+        loader = utils.make_loader(test.data, test.targets, plain, config)
         row = {**common.evaluate(network.to(config.device), loader, near_duplicates), **row}
     return json.loads(json.dumps(row))  # with lists for tuples, as the other rows
 

@@ -2,8 +2,8 @@
 
     python benchmarks/sweep.py max_lr=0.02,0.04 weight_decay=5e-4,5e-3 --seeds 3
     python benchmarks/sweep.py half_size=true epochs=5 optimizer=sgd    # much shorter, for a CPU
-    python benchmarks/sweep.py --finder-only --seeds 1     # ask the LR finder, and do not train
-    python benchmarks/sweep.py --smoke --seeds 1           # a few digits: does it run?
+    python benchmarks/sweep.py --finder-only     # ask the LR finder, and do not train
+    python benchmarks/sweep.py --smoke           # a few digits: does it run?
 
 Every combination of the values is trained once per seed, and added to results.json; what is there
 is not trained again, so a stopped sweep goes on. The test images are never looked at. A setting is
@@ -19,7 +19,7 @@ max_lr (else the LR finder's), any field of utils.Config, or a lever:
 import os
 import shutil
 import time
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -29,6 +29,7 @@ import common
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
+from torchvision import datasets
 
 import utils
 from models.resnet import ResNet18
@@ -94,15 +95,14 @@ def run(part: str, settings: dict, seed: int, folder: Path, args) -> dict:
                 return {**row, "diverged": str(error)}
             raise
         row |= common.evaluate(model, test_loader, vars(args).get("near_duplicates", ()))
-    del history["lr"]
+    lrs = history.pop("lr")
     row |= {"epoch_seconds": median(history["seconds"][1:] or history["seconds"])}
     if part == "record":
-        row["test_images"] = len(test_loader.dataset)
+        row |= {"test_images": len(test_loader.dataset), "max_lr": max(lrs)}
         history = {name.replace("test", "probe"): values for name, values in history.items()}
     return {**row, "seconds": time.perf_counter() - start, "history": history}
 
 
-@common.read_once
 def run_missing(part: str, doc: str, option: str):
     """Run and keep what results.json does not have; a stopped run goes on from its checkpoint."""
     args = common.parse(doc, "settings", "--seeds", "--smoke", option)
@@ -111,16 +111,19 @@ def run_missing(part: str, doc: str, option: str):
     done = [(row["settings"], row["seed"]) for row in common.read_results().get(part, [])]
     outputs = Path(os.environ.get("S11_OUTPUT_DIR") or common.ROOT / "outputs")
     # The seeds outside: stopped at any moment, the settings can be compared as far as they are.
-    for seed, settings in product(range(args.seeds), map(dict, product(*pairs))):
-        if (settings, seed) in done and not args.smoke:
-            continue
-        words = [f"{name}={value}" for name, value in settings.items()]
-        folder = outputs / part / "-".join([*words, f"seed-{seed}"])
-        row = run(part, settings, seed, folder, args)
-        common.add_row(part, row, args.smoke)
-        shutil.rmtree(folder, ignore_errors=True)  # or a run of later code would go on from there
-        told = {name: row[name] for name in ("max_lr", "accuracy", "diverged") if name in row}
-        print(f"*** {settings}, seed {seed}: {told} ***", flush=True)
+    runs = product(range(args.seeds), map(dict, product(*pairs)))
+    # CIFAR-10 is read once for all: on a fast GPU, this takes longer than an epoch.
+    with mock.patch.object(datasets, "CIFAR10", cache(datasets.CIFAR10)):
+        for seed, settings in runs:
+            if (settings, seed) in done and not args.smoke:
+                continue
+            words = [f"{name}={value}" for name, value in settings.items()]
+            folder = outputs / part / "-".join([*words, f"seed-{seed}"])
+            row = run(part, settings, seed, folder, args)
+            common.add_row(part, row, args.smoke)
+            shutil.rmtree(folder, ignore_errors=True)  # or a run of later code would go on there
+            told = {key: row[key] for key in ("max_lr", "accuracy", "diverged") if key in row}
+            print(f"*** {settings}, seed {seed}: {told} ***", flush=True)
 
 
 def main():

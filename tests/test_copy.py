@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_readme import fill_in_owner
 
 import utils
 
@@ -53,7 +52,7 @@ def save_finished_run(folder):
     settings |= {"profile": "full", "seed": 4, "cutout_size": 8, "optimizer": "sgd"}
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
     history = {name: [1 + epoch / 7 for epoch in range(20)] for name in names}
-    state = {"settings": settings, "history": history, "model": {}, "machine": "a machine"}
+    state = {"run": settings, "history": history, "model": {}, "machine": "a machine"}
     folder.mkdir(parents=True)
     torch.save(state, folder / "checkpoint.pt")
     figure = utils.plt.figure()
@@ -74,7 +73,7 @@ def copy(tmp_path, request):
         (folder / name).write_bytes((ROOT / name).read_bytes())
     change_notebook(folder / "S11.ipynb", request.param)
     save_finished_run(folder / "outputs" / "full")
-    fill_in_owner(folder)
+    run(folder, "benchmarks/owner.py", "ada")
     return folder
 
 
