@@ -82,7 +82,7 @@ def run(part: str, settings: dict, seed: int, folder: Path, args) -> dict:
         begin = pull_levers(settings, model, loader.dataset, config.epochs)
         row = {"settings": settings, "seed": seed, "max_lr": settings.get("max_lr")}
         row |= {"machine": utils.describe_machine(config.device)} | common.get_machine()
-        if "max_lr" not in settings:  # the finder's curve is kept, to 4 digits, instead of a figure
+        if part == "finder" or "max_lr" not in settings:  # its curve is kept, to 4 digits
             row["max_lr"] = utils.find_lr(model, loader, config)
             lrs, losses = ([float(f"{x:.4g}") for x in xs] for xs in plot.call_args.args[:2])
             if part == "finder":
