@@ -1,115 +1,136 @@
 """Compare settings on 5,000 validation images, which are taken out of the 50,000 for training.
 
-    python benchmarks/sweep.py sweep.jsonl max_lr=0.2,0.4,0.8 weight_decay=5e-4,1e-3 --seeds 3
-    python benchmarks/sweep.py sweep.jsonl ema=0.99 lr_floor=0.05
-    python benchmarks/sweep.py sweep.jsonl                 # as it is, for comparison
-    python benchmarks/sweep.py sweep.jsonl --seeds 0       # only print what is in the file
-    python benchmarks/sweep.py smoke.jsonl max_lr=0.01,0.02 --seeds 1 --smoke     # does it run?
+    python benchmarks/sweep.py max_lr=0.02,0.04 weight_decay=5e-4,5e-3 --seeds 3
+    python benchmarks/sweep.py half_size=true epochs=5 optimizer=sgd    # much shorter, for a CPU
+    python benchmarks/sweep.py --finder-only     # ask the LR finder, and do not train
+    python benchmarks/sweep.py --smoke           # a few digits: does it run?
 
-Every combination of the values is trained once per seed, and appended as one JSON line; what the
-file already has is not trained again, so a stopped sweep goes on. A setting is max_lr (the LR
-finder's, unless it is given), any field of utils.Config, or a lever of benchmarks/levers.py. The
-test images are never looked at.
+Every combination of the values is trained once per seed, and added to results.json; what is there
+is not trained again, so a stopped sweep goes on. The test images are never looked at. A setting is
+max_lr (else the LR finder's), any field of utils.Config, or a lever:
+
+    half_size=true         the network sees 16 x 16 pixels
+    bias_lr=16             BatchNorm's biases learn so many times faster
+    end_cutout=1           no CutOut in so many last epochs
+    anneal=linear          OneCycle rises and falls in straight lines
+    alternating_flip=true  by chance, then in every second epoch (Jordan, 2024, arXiv:2404.00498)
 """
 
-import json
-import sys
-import tempfile
+import os
+import shutil
 import time
-from collections import defaultdict
-from contextlib import ExitStack
+from functools import cache, partial
 from itertools import product
-from statistics import mean
+from pathlib import Path
+from statistics import median
+from unittest import mock
 
 import common
 import torch
-from levers import LEVERS
+from torch import nn
+from torch.optim import lr_scheduler
+from torchvision import datasets
 
 import utils
 from models.resnet import ResNet18
 
+NOT_IN_CONFIG = {"max_lr", "half_size", "bias_lr", "end_cutout", "anneal", "alternating_flip"}
 
-def run(settings: dict, seed: int, smoke: bool) -> dict:
-    """Train once with some settings, and return the scores on the validation images."""
-    begin = time.perf_counter()
-    levers = {name: settings[name] for name in settings if name in LEVERS}
-    fields = {name: settings[name] for name in settings.keys() - levers.keys() - {"max_lr"}}
-    fields = {**(common.SMOKE if smoke else {"profile": "full"}), **fields}
-    with ExitStack() as stack:
-        stack.enter_context(common.quiet())
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        config = utils.get_config(**fields, seed=seed, output_dir=folder)
-        loader, _ = utils.get_dataloaders(config)
-        train_loader, validation_loader = common.split(loader, config, 0.1)
+
+def pull_levers(settings: dict, model: nn.Module, dataset, epochs: int):
+    """Change how a model is trained; return what to call before each epoch, with its number."""
+    steps, whole = dataset.transform.transforms, dataset.images
+    if settings.get("half_size"):
+        model.register_forward_pre_hook(lambda _, images: nn.functional.avg_pool2d(*images, 2))
+    for layer in model.modules():  # SGD's steps grow with the gradient as with the learning rate
+        if "bias_lr" in settings and isinstance(layer, nn.BatchNorm2d):
+            layer.bias.register_hook(lambda gradient: settings["bias_lr"] * gradient)
+    if is_alternating := settings.get("alternating_flip"):
+        steps[:] = [step for step in steps if not isinstance(step, utils.RandomHorizontalFlip)]
+        mirrored = torch.rand(len(dataset), 1, 1, 1, device=whole.device) < 0.5
+        whole = dataset.images = torch.where(mirrored, whole.flip(2), whole)
+
+    def begin(epoch: int):
+        dataset.images = whole.flip(2) if is_alternating and epoch % 2 == 0 else whole
+        if epoch > epochs - settings.get("end_cutout", 0):
+            steps[:] = [step for step in steps if not isinstance(step, utils.CutOut)]
+
+    return begin
+
+
+def run(part: str, settings: dict, seed: int, folder: Path, args) -> dict:
+    """Return a row for results.json: of a "sweep", of the "finder" alone, or of a "record"."""
+    start, train = time.perf_counter(), utils.train
+    anneal = partial(lr_scheduler.OneCycleLR, anneal_strategy=settings.get("anneal", "cos"))
+
+    def train_epoch(model, loader, optimizer, scheduler, *args):
+        begin(1 + scheduler.last_epoch // len(loader))  # it counts steps
+        return train(model, loader, optimizer, scheduler, *args)
+
+    with (
+        mock.patch.object(utils, "train", train_epoch),
+        mock.patch.object(lr_scheduler, "OneCycleLR", anneal),
+        mock.patch.object(utils, "plot_lr_finder") as plot,
+    ):
+        fields = {name: settings[name] for name in settings.keys() - NOT_IN_CONFIG}
+        config = common.get_config(fields, seed, folder, args.smoke)
+        loader, test_loader = utils.get_dataloaders(config)
+        rest, held_out = common.split(loader, config)
+        if part != "record":  # which alone trains on all images, and looks at the test images
+            loader, test_loader = rest, held_out
         model = ResNet18().to(config.device, memory_format=torch.channels_last)
-        with ExitStack() as changes:
-            for name, value in levers.items():
-                changes.enter_context(LEVERS[name](value, model, train_loader, config))
-            max_lr = settings.get("max_lr")
-            if max_lr is None:
-                max_lr = utils.find_lr(model, train_loader, config)
-            history = utils.fit_one_cycle(model, train_loader, validation_loader, max_lr, config)
-        scores, _ = common.evaluate(model, validation_loader)
-    return {
-        **{"settings": settings, "seed": seed, "smoke": smoke, "max_lr": max_lr, **scores},
-        "epoch_seconds": common.get_epoch_seconds(history),
-        "seconds": time.perf_counter() - begin,
-        "history": {name: values for name, values in history.items() if name != "lr"},
-    }
-
-
-def print_table(rows: list[dict]):
-    """Print a line for every combination of settings, the best first."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[json.dumps(row["settings"], sort_keys=True)].append(row)
-    if any(row["smoke"] for row in rows):
-        print("*** SMOKE TEST: far too little training. The numbers are no result. ***")
-    print(f"{'validation (%)':<24}{'mirrored views':<24}{'s/epoch':>8}  settings")
-    for settings, group in sorted(groups.items(), key=lambda item: rank(item[1]), reverse=True):
-        done = [row for row in group if "diverged" not in row]
-        scores = ([row[name] for row in done] for name in ("accuracy", "mirrored_accuracy"))
-        columns = "".join(f"{common.describe(values) if values else '-':<24}" for values in scores)
-        seconds = f"{mean(row['epoch_seconds'] for row in done):.2f}" if done else "-"
-        lost = f", diverged {len(group) - len(done)} times" * (len(done) < len(group))
-        print(f"{columns}{seconds:>8}  {settings}{lost}")
-
-
-def rank(group: list[dict]) -> tuple[bool, float]:
-    """Return what is higher for better rows; those of which one diverged are the worst."""
-    done = [row["accuracy"] for row in group if "diverged" not in row]
-    return len(done) == len(group), mean(done) if done else 0
-
-
-@common.read_once()
-def main():
-    """Train what the file does not have yet, and print its table."""
-    parser = common.get_parser(__doc__, 3, "NAME=VALUE,VALUE")
-    args = parser.parse_args()
-    known = {"max_lr", *common.SETTINGS, *LEVERS}
-    try:
-        settings = common.parse_settings(args.settings, known)
-    except ValueError as error:
-        parser.error(str(error))
-    combinations = [
-        dict(zip(settings, chosen, strict=True)) for chosen in product(*settings.values())
-    ]
-    args.file.touch()  # a bad path must fail now, not after the first run
-    # The seeds outside: stopped at any moment, the settings can be compared as far as they are.
-    for seed, settings in product(range(args.seeds), combinations):
-        if common.is_done(args.file, settings, seed, args.smoke):
-            continue
-        begin = time.perf_counter()
+        begin = pull_levers(settings, model, loader.dataset, config.epochs)
+        row = {"settings": settings, "seed": seed, "max_lr": settings.get("max_lr")}
+        row |= {"machine": utils.describe_machine(config.device)} | common.get_machine()
+        if part == "finder" or "max_lr" not in settings:  # its curve is kept, to 4 digits
+            row["max_lr"] = utils.find_lr(model, loader, config)
+            lrs, losses = ([float(f"{x:.4g}") for x in xs] for xs in plot.call_args.args[:2])
+            if part == "finder":
+                return {**row, "lr": lrs, "loss": losses, "images": len(loader.dataset)}
+            row["finder"] = {"lr": lrs, "loss": losses}
         try:
-            row = run(settings, seed, args.smoke)
+            history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)
         except FloatingPointError as error:
-            row = {"settings": settings, "seed": seed, "smoke": args.smoke, "diverged": str(error)}
-        common.append_row(args.file, row)
-        result = "diverged" if "diverged" in row else f"{row['accuracy']:.2f} %"
-        print(f"{result} in {time.perf_counter() - begin:.0f} s: {settings}, seed {seed}")
-        sys.stdout.flush()
-    print_table([row for row in common.read_rows(args.file) if row["smoke"] == args.smoke])
+            if part == "sweep":
+                return {**row, "diverged": str(error)}
+            raise
+        row |= common.evaluate(model, test_loader, vars(args).get("near_duplicates", ()))
+    lrs = history.pop("lr")
+    row |= {"epoch_seconds": median(history["seconds"][1:] or history["seconds"])}
+    if part == "record":
+        row |= {"test_images": len(test_loader.dataset), "max_lr": max(lrs)}
+        history = {name.replace("test", "probe"): values for name, values in history.items()}
+    return {**row, "seconds": time.perf_counter() - start, "history": history}
+
+
+def run_missing(part: str, doc: str, option: str):
+    """Run and keep what results.json does not have; a stopped run goes on from its checkpoint."""
+    args = common.parse(doc, "settings", "--seeds", "--smoke", option)
+    part = "finder" if vars(args).get("finder_only") else part
+    pairs = [[(name, value) for value in values] for name, values in args.settings]
+    done = [(row["settings"], row["seed"]) for row in common.read_results().get(part, [])]
+    outputs = Path(os.environ.get("S11_OUTPUT_DIR") or common.ROOT / "outputs")
+    # The seeds outside: stopped at any moment, the settings can be compared as far as they are.
+    runs = product(range(args.seeds), map(dict, product(*pairs)))
+    # CIFAR-10 is read once for all: on a fast GPU, this takes longer than an epoch.
+    with mock.patch.object(datasets, "CIFAR10", cache(datasets.CIFAR10)):
+        for seed, settings in runs:
+            if (settings, seed) in done and not args.smoke:
+                continue
+            words = [f"{name}={value}" for name, value in settings.items()]
+            folder = outputs / part / "-".join([*words, f"seed-{seed}"])
+            row = run(part, settings, seed, folder, args)
+            common.add_row(part, row, args.smoke)
+            shutil.rmtree(folder, ignore_errors=True)  # or a run of later code would go on there
+            told = {key: row[key] for key in ("max_lr", "accuracy", "diverged") if key in row}
+            print(f"*** {settings}, seed {seed}: {told} ***", flush=True)
+
+
+def main():
+    """Train, or ask the LR finder only."""
+    run_missing("sweep", __doc__, "--finder-only")
 
 
 if __name__ == "__main__":
+    common.keep_memory()
     main()

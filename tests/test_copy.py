@@ -1,0 +1,90 @@
+"""A copy of the repository, with a run and settings of its own, passes the tests as well."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+import torch
+
+import utils
+
+ROOT = Path(__file__).parent.parent
+OWN = {"epochs": "2", "cutout_size": "8", "optimizer": '"sgd"'}
+
+
+def run(folder, *command):
+    """Run Python in a folder, as its owner would."""
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "S11_"}
+    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, *command], **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def change_notebook(path, output_dir):
+    """Set the parameters, and the numbers that other runs print differently."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    (cell,) = (c for c in notebook["cells"] if "utils.get_config(" in "".join(c["source"]))
+    source = "".join(cell["source"])
+    for name, value in {**OWN, "output_dir": f'"{output_dir}"'}.items():
+        source, count = re.subn(rf"(?m)^(    {name}=)[^,\n]*,", rf"\g<1>{value},", source)
+        assert count == 1, f"{name} is a line of the parameters cell"
+    cell["source"] = source.splitlines(keepends=True)
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if "text" in output and "nbval-ignore-output" in cell["metadata"].get("tags", []):
+                text = "".join(output["text"])
+                text = re.sub(r"\d\.\d\d", lambda m: f"{(float(m[0]) + 1.37) % 10:.2f}", text)
+                output["text"] = text.splitlines(keepends=True)
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_finished_run(folder):
+    """Write what a finished run of other settings leaves behind."""
+    settings = {f.name: f.default for f in fields(utils.Config) if f.default is not MISSING}
+    settings |= {"profile": "full", "seed": 4, "cutout_size": 8, "optimizer": "sgd"}
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
+    history = {name: [1 + epoch / 7 for epoch in range(20)] for name in names}
+    state = {"run": settings, "history": history, "model": {}, "machine": "a machine"}
+    folder.mkdir(parents=True)
+    torch.save(state, folder / "checkpoint.pt")
+    figure = utils.plt.figure()
+    figure.savefig(folder / "history.png")
+    utils.plt.close(figure)
+
+
+@pytest.fixture
+def copy(tmp_path, request):
+    """Return a copy of the repository in another folder, changed in every way that is foreseen."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git repository")
+    folder = tmp_path / "my own copy"
+    for name in filter(lambda name: (ROOT / name).is_file(), done.stdout.splitlines()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    change_notebook(folder / "S11.ipynb", request.param)
+    save_finished_run(folder / "outputs" / "full")
+    run(folder, "benchmarks/owner.py", "ada")
+    return folder
+
+
+@pytest.mark.parametrize("copy", ["outputs/mine"], indirect=True)
+def test_a_copy_passes_the_tests_that_look_at_it(copy):
+    run(copy, "benchmarks/report.py", "outputs/full")
+    readme = (copy / "README.md").read_text(encoding="utf-8")
+    assert "with cutout size 8, optimizer sgd (one run)" in readme
+    assert "| 20 | 3.7143 |" in readme
+    figure = (copy / "outputs" / "full" / "history.png").read_bytes()
+    assert (copy / "images" / "history.png").read_bytes() == figure
+    run(copy, "-m", "pytest", "-q", "tests/test_readme.py", "tests/test_notebook.py")
+
+
+@pytest.mark.parametrize("copy", ["/content/drive/MyDrive/S11"], indirect=True)
+def test_a_copy_with_a_google_drive_runs_its_notebook(copy):
+    run(copy, "-m", "pytest", "-q", "--nbval", "S11.ipynb", "tests/test_notebook.py")
