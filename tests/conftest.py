@@ -1,29 +1,19 @@
-"""Switch everything to the quick profile, the notebook's kernel included; offer stand-ins."""
+"""Offer short runs, a small model, and stand-ins. The conftest.py above chose the profile."""
 
 import itertools
-import os
 import pickle
-import sys
-import tempfile
-from pathlib import Path
+from contextlib import contextmanager
 
-import matplotlib
 import numpy as np
 import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.data import DataLoader
+from torchvision.datasets.utils import calculate_md5
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-os.environ["S11_PROFILE"] = "quick"
-os.environ["S11_OUTPUT_DIR"] = tempfile.mkdtemp(prefix="s11-tests-")  # never outputs/ or images/
-matplotlib.use("agg")
-
-import torch  # noqa: E402
-import torchvision  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-from torchvision.datasets.utils import calculate_md5  # noqa: E402
-
-import utils  # noqa: E402
+import utils
 
 
 @pytest.fixture
@@ -81,38 +71,51 @@ def model():
     return make_small_model()
 
 
-@pytest.fixture
-def before_steps(monkeypatch):
-    """Return a function that has something called with the optimizer before each step of Muon.
-
-    It may raise. Called again, it replaces what it had called until then.
-    """
-    utils.Muon([{"params": [torch.zeros(1)]}], 0.1, 0.9)  # the first one wraps step, for its hooks
-    step = utils.Muon.step
-
-    def watch(call):
-        def watched_step(self, *args, **kwargs):
-            call(self)
-            return step(self, *args, **kwargs)
-
-        watched_step.hooked = True  # or torch would wrap it, and run the hooks twice
-        monkeypatch.setattr(utils.Muon, "step", watched_step)
-
-    return watch
+def take_snapshot(model):
+    """Return all of a model that a look must not change, and the random state, to be compared."""
+    values = model.state_dict()
+    return {
+        "values": {name: value.numpy().tobytes() for name, value in values.items()},
+        "memory formats": {name: value.stride() for name, value in values.items()},
+        "modes": [module.training for module in model.modules()],
+        "hooks": [len(module._forward_hooks) for module in model.modules()],
+        "gradients": [(p.requires_grad, p.grad) for p in model.parameters()],
+        "random state": torch.get_rng_state().tolist(),
+    }
 
 
 @pytest.fixture
-def interrupt_step(before_steps):
-    """Return a function that interrupts the step of this number, counted from 1; 0: none."""
+def steps():
+    """Collect (learning rate, momentum) of every step that an optimizer makes."""
+    made = []
 
+    def note(optimizer, *_):
+        group = optimizer.param_groups[0]
+        made.append((group["lr"], group["momentum"]))
+
+    handle = register_optimizer_step_pre_hook(note)
+    yield made
+    handle.remove()
+
+
+@pytest.fixture
+def interrupt_step():
+    """Return a context in which Ctrl-C is pressed at the step of this number, counted from 1."""
+
+    @contextmanager
     def interrupt(number):
-        steps = itertools.count(1)
+        counter = itertools.count(1)
 
-        def check(_):
-            if next(steps) == number:
+        def check(*_):
+            if next(counter) == number:
                 raise KeyboardInterrupt
 
-        before_steps(check)
+        handle = register_optimizer_step_pre_hook(check)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                yield
+        finally:
+            handle.remove()
 
     return interrupt
 
@@ -129,14 +132,14 @@ def make_loader():
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Collect the figures before they are saved: a list of (figure, title)."""
-    figures, show = [], utils._show
+    """Collect the figures as they are saved: a list of (figure, title)."""
+    figures, show = [], utils.show_figure
 
-    def note(figure, title, name, config):
-        show(figure, title, name, config)
+    def note(figure, *others):
+        show(figure, *others)
         figures.append((figure, figure.get_suptitle()))
 
-    monkeypatch.setattr(utils, "_show", note)
+    monkeypatch.setattr(utils, "show_figure", note)
     return figures
 
 
