@@ -1,6 +1,5 @@
 """Disconnects: whenever the process dies, the next run goes on and ends where it would have."""
 
-import copy
 import json
 import multiprocessing
 import os
@@ -12,19 +11,24 @@ import time
 import numpy as np
 import pytest
 import torch
+import tqdm
 from conftest import make_small_model
+from torch import nn
 
 import utils
 
 EPOCHS = 100
+RUN = {"epochs": 3, "batch_size": 32, "train_images": 64}
 
 
 def train_run(output_dir, ready):
     """Train in a process of its own: the same run, however often it is started."""
     torch.set_num_threads(1)
-    settings = {"epochs": EPOCHS, "batch_size": 32, "train_images": 64}
-    config = utils.get_config("quick", device="cpu", output_dir=output_dir, **settings)
+    config = utils.get_config(
+        "quick", device="cpu", output_dir=output_dir, **{**RUN, "epochs": EPOCHS}
+    )
     loaders = utils.get_dataloaders(config)
+    loaders[1].dataset.labels = loaders[1].dataset.labels[:40]  # to test fast
     ready.set()
     utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)
 
@@ -69,7 +73,7 @@ def test_twenty_five_kills_at_random_moments_lose_nothing(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         if (output_dir / "checkpoint.pt").exists():
-            done.append(len(load(output_dir)["rest"]["history"]["test_loss"]))
+            done.append(len(load(output_dir)["history"]["test_loss"]))
     assert done == sorted(done), "an epoch once finished stays so"
     assert len(set(done)) > 8, "the kills fell into different epochs"
     final = start(output_dir)
@@ -77,205 +81,176 @@ def test_twenty_five_kills_at_random_moments_lose_nothing(tmp_path):
     assert final.exitcode == 0
     expected, resumed = load(tmp_path / "whole"), load(output_dir)
     assert_same_state(expected["model"], resumed["model"])
-    assert without_times(expected["rest"]["history"]) == without_times(resumed["rest"]["history"])
-    assert len(resumed["rest"]["history"]["seconds"]) == EPOCHS
+    assert without_times(expected["history"]) == without_times(resumed["history"])
+    assert len(resumed["history"]["seconds"]) == EPOCHS
 
 
 @pytest.fixture
-def resuming(make_config):
-    return make_config(epochs=3, batch_size=32, train_images=64)
+def fit(make_config):
+    """Return a function that trains the small model for 3 epochs; settings change the run."""
+
+    def fit(max_lr=0.05, model=None, **changes):
+        config = make_config(**{**RUN, **changes})
+        model = model or make_small_model()
+        history = utils.fit_one_cycle(model, *utils.get_dataloaders(config), max_lr, config)
+        return history, model
+
+    return fit
 
 
 @pytest.fixture
-def interrupted(resuming, model, monkeypatch):
-    """Stop a run in its third epoch; return its history."""
-    train, calls = utils.train, []
-
-    def stopping_train(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return train(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(utils, "train", stopping_train)
-        return utils.fit_one_cycle(model, *utils.get_dataloaders(resuming), 0.05, resuming)
+def folder(fit, interrupt_step, tmp_path):
+    """The folder of a run that was interrupted in its third epoch."""
+    with interrupt_step(6):
+        fit()
+    return tmp_path / "outputs"
 
 
-def test_interrupting_keeps_the_history_so_far(resuming, model, capsys, request):
-    history = request.getfixturevalue("interrupted")
-    assert len(history["test_loss"]) == len(history["seconds"]) == 2
-    assert len(history["lr"]) == 4
-    assert "Interrupted in epoch 3" in capsys.readouterr().out
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
 
-def test_interrupting_within_an_epoch_drops_its_steps(resuming, model, interrupt_step):
-    loaders = utils.get_dataloaders(resuming)
-    interrupt_step(4)
-    history = utils.fit_one_cycle(model, *loaders, 0.05, resuming)
-    interrupt_step(0)
-    assert len(history["lr"]) == 2, "those of the finished epoch"
-    assert_same_state(model.state_dict(), load(resuming.output_dir)["model"])
-    history = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, resuming)
-    assert len(history["lr"]) == 6
+@pytest.mark.parametrize("place", ["step 1", "step 4", "step 6", "test", "save", "replace"])
+def test_ctrl_c_is_ctrl_c_and_the_next_call_ends_the_same(
+    fit, interrupt_step, monkeypatch, tmp_path, capsys, place
+):
+    expected, whole = fit(output_dir=tmp_path / "whole")
+    targets = {"test": (utils, "test"), "save": (torch, "save"), "replace": (os, "replace")}
+    if place in targets:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(*targets[place], interrupt)
+            fit()
+    else:
+        with interrupt_step(int(place[-1])):
+            fit()
+    assert not list(tqdm.tqdm._instances), "the bars are closed"
+    history, resumed = fit()
+    assert without_times(history) == without_times(expected)
+    assert_same_state(whole.state_dict(), resumed.state_dict())
+    done = {"step 4": 1, "step 6": 2}.get(place, 0)
+    assert (f"Going on from {tmp_path}" in capsys.readouterr().out) == (done > 0)
+    assert {file.name for file in (tmp_path / "outputs").glob("*.p*")} == {"checkpoint.pt"}
 
 
-def test_resuming_says_so_and_ends_the_same(interrupted, resuming, make_config, tmp_path, capsys):
-    loaders = utils.get_dataloaders(resuming)
-    resumed = make_small_model()
-    history = utils.fit_one_cycle(resumed, *loaders, 0.05, resuming)
-    printed = capsys.readouterr().out
-    assert "Going on from" in printed
-    assert "2 of 3 epochs are done" in printed
-    elsewhere = make_config(
-        epochs=3, batch_size=32, train_images=64, output_dir=tmp_path / "elsewhere"
-    )
-    whole = make_small_model()
-    expected = utils.fit_one_cycle(whole, *loaders, 0.05, elsewhere)
+def test_resumed_run_does_not_depend_on_what_happens_in_between(
+    folder, fit, make_config, tmp_path, capsys
+):
+    config, model = make_config(**RUN), make_small_model()
+    train_loader, _ = utils.get_dataloaders(config)
+    torch.manual_seed(99)
+    utils.plot_samples(train_loader, config)
+    utils.find_lr(model, train_loader, config)
+    history, resumed = fit(0.06, model, device="cpu")  # a finder answers a little differently
+    assert "2 of 3 epochs are done, with a peak of 0.05" in capsys.readouterr().out
+    expected, whole = fit(output_dir=tmp_path / "whole")
     assert without_times(history) == without_times(expected)
     assert_same_state(whole.state_dict(), resumed.state_dict())
 
 
-def test_finished_run_is_loaded_not_trained_again(resuming, model, capsys):
-    loaders = utils.get_dataloaders(resuming)
-    history = utils.fit_one_cycle(model, *loaders, 0.05, resuming)
+def test_finished_run_is_loaded_not_trained_again(fit, capsys, steps):
+    history, model = fit()
     capsys.readouterr()
-    again = make_small_model()
-    assert utils.fit_one_cycle(again, *loaders, 0.05, resuming) == history
-    assert_same_state(model.state_dict(), again.state_dict())
+    steps.clear()
+    again, loaded = fit()
+    assert again == history
+    assert not steps
+    assert_same_state(model.state_dict(), loaded.state_dict())
     printed = capsys.readouterr().out
     assert "Finished before, and loaded from" in printed
-    assert "3 of 3 epochs are done" in printed
     assert f"accuracy of {history['test_accuracy'][-1]:.2f} %" in printed
     assert "resume=False" in printed
-    assert "Test set" not in printed
 
 
-def test_resume_false_trains_afresh_and_keeps_the_old_checkpoint(
-    interrupted, resuming, make_config, capsys
-):
-    old = (resuming.output_dir / "checkpoint.pt").read_bytes()
-    fresh = make_config(epochs=3, batch_size=32, train_images=64, resume=False)
-    history = utils.fit_one_cycle(make_small_model(), *utils.get_dataloaders(fresh), 0.05, fresh)
-    assert len(history["test_loss"]) == 3
-    assert (resuming.output_dir / "checkpoint-previous-1.pt").read_bytes() == old
-    printed = capsys.readouterr().out
-    assert "The checkpoint that was there is now" in printed
-    assert "Training starts from the weights that the model has" in printed, "trained or not"
-
-
-def test_every_checkpoint_that_was_put_aside_is_kept(make_config):
-    config = make_config(epochs=1, batch_size=32, train_images=64, resume=False)
-    loaders, contents = utils.get_dataloaders(config), []
-    for _ in range(4):
-        utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)
-        contents.append((config.output_dir / "checkpoint.pt").read_bytes())
+def test_resume_false_trains_afresh_and_keeps_every_checkpoint(folder, fit, capsys):
+    contents = [(folder / "checkpoint.pt").read_bytes()]
+    for _ in range(3):
+        history, _ = fit(resume=False)
+        assert len(history["test_loss"]) == 3
+        contents.append((folder / "checkpoint.pt").read_bytes())
     for number, content in enumerate(contents[:3], start=1):
-        assert (config.output_dir / f"checkpoint-previous-{number}.pt").read_bytes() == content
+        assert (folder / f"checkpoint-previous-{number}.pt").read_bytes() == content
+    assert "starts from the weights that the model has" in capsys.readouterr().out
 
 
-def test_interrupting_the_first_epoch_leaves_the_model_as_it_was(resuming, model, monkeypatch):
-    before = copy.deepcopy(model.state_dict())
-    loaders = utils.get_dataloaders(resuming)
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(utils, "test", interrupt)  # after the epoch's last step
-        utils.fit_one_cycle(model, *loaders, 0.05, resuming)
-    assert_same_state(model.state_dict(), before)
-
-
-def test_interrupting_the_checkpoint_takes_the_epoch_back(resuming, model, monkeypatch):
-    before = copy.deepcopy(model.state_dict())
-
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(utils.Checkpoint, "save", interrupt)
-        history = utils.fit_one_cycle(model, *utils.get_dataloaders(resuming), 0.05, resuming)
-    assert_same_state(model.state_dict(), before)
-    assert all(values == [] for values in history.values())
-
-
-def test_checkpoint_of_a_gpu_goes_on_elsewhere(interrupted, resuming):
-    """With the random state of a GPU that is not there, and without that of a loss scaler."""
-    path = resuming.output_dir / "checkpoint.pt"
-    state = load(resuming.output_dir)
+@pytest.mark.parametrize("enabled", [False, True])
+def test_checkpoint_of_another_device_goes_on(folder, fit, monkeypatch, enabled):
+    """With the random state of a GPU that is not there, with or without a loss scaler's state."""
+    state = load(folder)
     state["random_states"].append(torch.zeros(16, dtype=torch.uint8))
-    torch.save(state, path)
-    loaders = utils.get_dataloaders(resuming)
-    history = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, resuming)
-    assert len(history["test_loss"]) == 3
+    torch.save(state, folder / "checkpoint.pt")
+    scaler = torch.amp.GradScaler("cpu", init_scale=512, enabled=enabled)
+    monkeypatch.setattr(utils, "get_scaler", lambda _: scaler)
+    assert len(fit()[0]["test_loss"]) == 3
 
 
-def test_checkpoint_without_a_scaler_goes_on_where_one_is_used(tmp_path):
-    def make_parts(enabled):
-        scaler = torch.amp.GradScaler("cpu", init_scale=512, enabled=enabled)
-        return {"model": make_small_model(), "scaler": scaler}
-
-    path = tmp_path / "checkpoint.pt"
-    utils.Checkpoint(path, {}, **make_parts(False)).save(history={})
-    parts = make_parts(True)
-    utils.Checkpoint(path, {}, **parts).load()
-    assert parts["scaler"].get_scale() == 512
-
-
-def test_peak_learning_rate_is_that_of_the_checkpoint(interrupted, resuming, make_config, tmp_path):
-    """On a GPU, a finder that runs again answers a little differently."""
-    loaders = utils.get_dataloaders(resuming)
-    history = utils.fit_one_cycle(make_small_model(), *loaders, 0.06, resuming)
-    elsewhere = make_config(
-        epochs=3, batch_size=32, train_images=64, output_dir=tmp_path / "elsewhere"
-    )
-    expected = utils.fit_one_cycle(make_small_model(), *loaders, 0.05, elsewhere)
-    assert history["lr"] == expected["lr"]
+def assert_refused(folder, fit, words, *arguments, **settings):
+    """Check for an error of one sentence, which leaves the checkpoint as it was."""
+    before = (folder / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match=words) as caught:
+        fit(*arguments, **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(way in message for way in ("another output_dir", "resume=False"))
+    assert (folder / "checkpoint.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    "change", [{"epochs": 4}, {"seed": 1}, {"batch_size": 16}, {"label_smoothing": 0.0}]
+    "change",
+    [
+        *({"epochs": 4}, {"seed": 1}, {"batch_size": 16}, {"label_smoothing": 0.0}),
+        *({"train_images": 63}, {"optimizer": "sgd"}, {"crop_padding": 2}, {"std": (1, 1, 1)}),
+    ],
 )
-def test_another_configuration_is_refused_and_the_checkpoint_kept(
-    interrupted, resuming, make_config, change
-):
-    path = resuming.output_dir / "checkpoint.pt"
-    before = path.read_bytes()
-    other = make_config(**{"epochs": 3, "batch_size": 32, "train_images": 64, **change})
-    (name,) = change
-    with pytest.raises(
-        ValueError, match=rf"made with another {name}: choose another output_dir"
-    ) as error:
-        utils.fit_one_cycle(make_small_model(), *utils.get_dataloaders(other), 0.05, other)
-    assert "\n" not in str(error.value)
-    assert path.read_bytes() == before
+def test_another_configuration_is_refused(folder, fit, change):
+    assert_refused(folder, fit, rf"another {next(iter(change))}\b", **change)
 
 
-def test_another_network_is_refused(interrupted, resuming):
-    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
-    with pytest.raises(ValueError, match="made with another network"):
-        utils.fit_one_cycle(other, *utils.get_dataloaders(resuming), 0.05, resuming)
+class Scale(nn.Module):
+    """A layer that prints the same, whatever its parameter's shape."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(shape))
+
+    def forward(self, images):
+        return images * self.scale
 
 
-def test_numbers_from_numpy_are_loaded_again(make_config, capsys):
+def test_another_network_is_refused(folder, fit):
+    other = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    assert_refused(folder, fit, "another network", 0.05, other)
+    fit(0.05, nn.Sequential(Scale(1), make_small_model()), resume=False)
+    other = nn.Sequential(Scale(3, 1, 1), make_small_model())
+    assert_refused(folder, fit, "another network", 0.05, other)
+
+
+def test_another_number_of_steps_is_refused(make_config, make_loader, interrupt_step, tmp_path):
+    config = make_config(epochs=3)
+
+    def fit(count):
+        images, labels = torch.zeros(count, 3, 32, 32), torch.arange(count) % 10
+        loader = make_loader(images, labels, 32)
+        return utils.fit_one_cycle(make_small_model(), loader, loader, 0.05, config)
+
+    with interrupt_step(5):
+        fit(96)
+    for count in (64, 192):
+        assert_refused(config.output_dir, fit, "another number of steps", count)
+    assert len(fit(96)["lr"]) == 9
+
+
+def test_numbers_from_numpy_are_loaded_again(fit, capsys):
     pixels = np.array([[0.1, 0.2, 0.3], [0.4, 0.6, 0.8]])
-    config = make_config(
-        classes=np.array(list("0123456789")),
-        mean=pixels.mean(0),
-        std=tuple(pixels.std(0)),
-        epochs=np.int64(1),
-        train_images=np.int32(40),
-        batch_size=20,
-        cutout_size=np.uint8(4),
-        weight_decay=np.float64(0.5),
-        label_smoothing=np.float32(0.5),
-    )
-    loaders = utils.get_dataloaders(config)
+    settings = {
+        "classes": np.array(list("0123456789")),
+        **{"mean": pixels.mean(0), "std": tuple(pixels.std(0))},
+        **{"epochs": np.int64(1), "train_images": np.int32(40), "cutout_size": np.uint8(4)},
+        **{"weight_decay": np.float64(0.5), "label_smoothing": np.float32(0.5)},
+        **{"optimizer": np.str_("sgd"), "resume": np.bool_(True)},
+    }
     max_lr = np.geomspace(0.01, 0.02, 3)[1]
-    history = utils.fit_one_cycle(make_small_model(), *loaders, max_lr, config)
-    capsys.readouterr()
-    assert utils.fit_one_cycle(make_small_model(), *loaders, max_lr, config) == history
+    history, _ = fit(max_lr, **settings)
+    assert fit(max_lr, **settings)[0] == history
     assert "Finished before, and loaded" in capsys.readouterr().out
 
 
@@ -289,54 +264,59 @@ class Malice:
     [b"", b"not a checkpoint", pickle.dumps(Malice()), pickle.dumps({"settings": 1}), None],
     ids=["empty", "text", "malicious", "pickle", "cut"],
 )
-def test_damaged_checkpoint_is_refused_and_kept(
-    interrupted, resuming, content, monkeypatch, tmp_path
-):
+def test_damaged_checkpoint_is_refused(folder, fit, content, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    path = resuming.output_dir / "checkpoint.pt"
-    content = path.read_bytes()[:-100] if content is None else content
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged .*resume=False") as error:
-        utils.fit_one_cycle(make_small_model(), *utils.get_dataloaders(resuming), 0.05, resuming)
-    assert "\n" not in str(error.value)
-    assert error.value.__suppress_context__, "no advice to load it unsafely"
-    assert path.read_bytes() == content
+    path = folder / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    assert_refused(folder, fit, r"checkpoint\.pt is damaged")
     assert not (tmp_path / "hacked").exists(), "nothing in it may run"
 
 
-def test_full_disk_leaves_the_old_checkpoint_whole(interrupted, resuming, monkeypatch):
-    path = resuming.output_dir / "checkpoint.pt"
-    before = path.read_bytes()
+def test_full_disk_leaves_the_old_checkpoint_whole(folder, fit, monkeypatch):
+    before = (folder / "checkpoint.pt").read_bytes()
 
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.warns(UserWarning, match="could not be written .*No space left.*the run goes on"):
-        history = utils.fit_one_cycle(
-            make_small_model(), *utils.get_dataloaders(resuming), 0.05, resuming
-        )
+        history, _ = fit()
     assert len(history["test_loss"]) == 3, "training goes on without"
-    assert path.read_bytes() == before
-    assert {file.name for file in resuming.output_dir.iterdir()} == {
-        "checkpoint.pt",
-        "history.json",
-    }
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    assert {file.name for file in folder.iterdir()} == {"checkpoint.pt", "history.json"}
 
 
-def test_history_is_saved_as_it_comes(interrupted, resuming):
-    assert json.loads((resuming.output_dir / "history.json").read_text()) == interrupted
+def test_two_runs_in_one_folder_do_not_share_a_temporary_file(tmp_path):
+    path = tmp_path / "history.json"
+    context = multiprocessing.get_context("fork")
+
+    def write_meanwhile(file):
+        file.write(b"one ")
+        file.flush()
+        arguments = (path, lambda file: file.write(b"the other"))
+        other = context.Process(target=utils.replace_file, args=arguments)
+        other.start()
+        other.join()
+        assert path.read_bytes() == b"the other"
+        file.write(b"whole")
+
+    assert utils.replace_file(path, write_meanwhile)
+    assert path.read_bytes() == b"one whole"
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_interrupted_run_does_not_depend_on_what_happens_in_between(
-    interrupted, resuming, model, tmp_path
-):
-    loaders = utils.get_dataloaders(resuming)
-    twin = copy.deepcopy(model)
-    torch.manual_seed(99)
-    utils.plot_samples(loaders[0], resuming)
-    utils.find_lr(twin, loaders[0], resuming)
-    torch.rand(17)
-    history = utils.fit_one_cycle(twin, *loaders, 0.05, resuming)
-    assert history["lr"][-1] < history["lr"][0]
-    assert len(history["test_loss"]) == 3
+def refuse_constant(name):
+    pytest.fail(f"{name} is no JSON")
+
+
+def test_history_is_valid_json_even_after_nan_in_the_test_images(model, config, make_loader):
+    images, labels = torch.randn(40, 3, 32, 32), torch.arange(40) % 10
+    broken = images.clone()
+    broken[33] = float("nan")
+    train_loader = make_loader(images, labels, 20)
+    with pytest.raises(FloatingPointError, match="check the images"):
+        utils.fit_one_cycle(model, train_loader, make_loader(broken, labels, 20), 0.01, config)
+    path = config.output_dir / "history.json"
+    assert not path.exists() or json.loads(path.read_text(), parse_constant=refuse_constant)
+    history = utils.fit_one_cycle(model, train_loader, train_loader, 0.01, config)
+    assert json.loads(path.read_text(), parse_constant=refuse_constant) == history
