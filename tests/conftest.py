@@ -1,8 +1,8 @@
 """Offer short runs, a small model, and stand-ins. The conftest.py above chose the profile."""
 
-import itertools
 import pickle
 from contextlib import contextmanager
+from itertools import count
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ import utils
 @pytest.fixture
 def make_config(tmp_path):
     """Return get_config for the CPU, with its folders below the test's own."""
+    folders = {"output_dir": tmp_path / "outputs", "data_dir": tmp_path / "data"}
 
     def make(profile="quick", **overrides):
-        folders = {"output_dir": tmp_path / "outputs", "data_dir": tmp_path / "data"}
         return utils.get_config(profile, **{"device": "cpu", **folders, **overrides})
 
     return make
@@ -56,14 +56,9 @@ def native_bfloat16(monkeypatch):
 def make_small_model(num_classes=10):
     """Return a network with BatchNorm and maps of 16 x 16, which trains in milliseconds."""
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=4, padding=1),
-        nn.Flatten(),
-        nn.Linear(256, num_classes),
-    )
+    first = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+    second = nn.Conv2d(8, 16, 3, stride=4, padding=1), nn.Flatten(), nn.Linear(256, num_classes)
+    return nn.Sequential(*first, *second)
 
 
 @pytest.fixture
@@ -90,42 +85,35 @@ def steps():
     made = []
 
     def note(optimizer, *_):
-        group = optimizer.param_groups[0]
-        made.append((group["lr"], group["momentum"]))
+        made.append(tuple(optimizer.param_groups[0][name] for name in ("lr", "momentum")))
 
     handle = register_optimizer_step_pre_hook(note)
     yield made
     handle.remove()
 
 
-@pytest.fixture
-def interrupt_step():
-    """Return a context in which Ctrl-C is pressed at the step of this number, counted from 1."""
+@contextmanager
+def interrupt_step(number):
+    """Press Ctrl-C at the step of this number, counted from 1."""
+    counter = count(1)
 
-    @contextmanager
-    def interrupt(number):
-        counter = itertools.count(1)
+    def check(*_):
+        if next(counter) == number:
+            raise KeyboardInterrupt
 
-        def check(*_):
-            if next(counter) == number:
-                raise KeyboardInterrupt
-
-        handle = register_optimizer_step_pre_hook(check)
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                yield
-        finally:
-            handle.remove()
-
-    return interrupt
+    handle = register_optimizer_step_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @pytest.fixture
 def make_loader():
     """Return a loader of images and labels, as torch's own collation gives it."""
 
-    def make(images, labels, batch_size):
-        return DataLoader(list(zip(images, labels, strict=True)), batch_size)
+    def make(images, labels, batch_size, shuffle=False):
+        return DataLoader(list(zip(images, labels, strict=True)), batch_size, shuffle)
 
     return make
 

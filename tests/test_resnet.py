@@ -7,26 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_small_model
 from torch import nn
 
 import utils
+from conftest import make_small_model
 from models import resnet
 from models.resnet import BasicBlock, ResNet18, ResNet34
 
 ROOT = Path(__file__).parent.parent
-GOLDEN = ROOT / "tests" / "golden" / "resnet18_summary.txt"
-
-
-def get_lines(text):
-    return [line.rstrip() for line in text.rstrip("\n").splitlines()]
+GOLDEN = (ROOT / "tests" / "golden" / "resnet18_summary.txt").read_text(encoding="utf-8")
 
 
 def test_summary_is_the_golden_one_line_for_line(capsys):
     utils.show_summary(ResNet18())
-    printed = get_lines(capsys.readouterr().out)
-    assert printed == get_lines(GOLDEN.read_text(encoding="utf-8"))
-    assert "Total mult-adds (M): 555.43" in printed
+    lines, golden = ([line.rstrip() for line in text.rstrip().splitlines()] for text in
+                     (capsys.readouterr().out, GOLDEN))  # fmt: skip
+    assert lines == golden
+    assert "Total mult-adds (M): 555.43" in lines
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
@@ -38,16 +35,13 @@ def test_summary_and_bars_are_printed_on_any_console(monkeypatch, encoding):
     assert b"Total params" in console.buffer.getvalue()
 
 
-@pytest.mark.parametrize(("make", "count"), [(ResNet18, 11_173_962), (ResNet34, 21_282_122)])
-def test_number_of_parameters(make, count):
-    with torch.device("meta"):
-        assert sum(p.numel() for p in make().parameters()) == count
-
-
-def test_module_holds_the_architecture_and_nothing_else():
+def test_module_holds_the_two_networks_and_their_parts_only():
     modules = {name: getattr(value, "__module__", "") for name, value in vars(resnet).items()}
     public = {name for name, module in modules.items() if module == resnet.__name__}
     assert public == {"BasicBlock", "ResNet", "ResNet18", "ResNet34"}
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in make().parameters()) for make in (ResNet18, ResNet34)]
+    assert counts == [11_173_962, 21_282_122]
 
 
 def test_models_of_another_project_do_not_come_first(tmp_path):
@@ -57,17 +51,13 @@ def test_models_of_another_project_do_not_come_first(tmp_path):
     assert found.origin == str(ROOT / "models" / "__init__.py")
 
 
-def test_stages_have_the_known_sizes():
+def test_stages_have_the_known_sizes_and_a_block_adds_its_shortcut():
     model = ResNet18(num_classes=7)
     stages = model.layer1, model.layer2, model.layer3, model.layer4
     sizes = [utils.get_map_size(model, stage) for stage in stages]
     assert sizes == [(32, 32), (16, 16), (8, 8), (4, 4)]
     assert not any(isinstance(module, nn.MaxPool2d) for module in model.modules())
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
-
-
-def test_block_adds_its_shortcut():
-    block = BasicBlock(4, 4).eval()
+    block, x = BasicBlock(4, 4).eval(), torch.rand(2, 4, 8, 8)
     nn.init.zeros_(block.conv2.weight)
-    x = torch.rand(2, 4, 8, 8)
     assert torch.allclose(block(x), x)  # BatchNorm of zeros is zero: only the shortcut is left
