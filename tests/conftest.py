@@ -41,16 +41,9 @@ def loaders(config):
 
 @pytest.fixture(autouse=True)
 def native_bfloat16(monkeypatch):
-    """Return a function that gives the CPU native bfloat16 or takes it away; at first, it has none.
-
-    Else, what the tests see would depend on the machine.
-    """
-
-    def switch(on):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: on)
-
-    switch(False)
-    return switch
+    """Take native bfloat16 from the CPU, else tests would depend on it; return how to give it."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return lambda: monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
 
 
 def make_small_model(num_classes=10):

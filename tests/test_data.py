@@ -1,16 +1,14 @@
 """Transforms against plain slicing, their distributions, and what the loaders deliver."""
 
-import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from torch._subclasses import FakeTensorMode
 from torch.utils.data import RandomSampler, SequentialSampler
 
 import utils
-from conftest import make_small_model
 
 
 @pytest.fixture(params=["uint8", "float32", "channels_last"])
@@ -47,19 +45,15 @@ def test_crop_offsets_are_uniform():
     assert 60 < counts.min() < counts.max() < 140, "each is expected 100 times (std 10)"
 
 
-def test_every_flip_is_the_image_or_its_mirror_image(images):
-    flips = utils.RandomHorizontalFlip()(images)
-    assert flips.dtype == images.dtype
-    for image, flip in zip(images, flips, strict=True):
-        assert torch.equal(flip, image) or torch.equal(flip, image.flip(2))
-
-
-def test_half_of_the_images_are_flipped_each_by_its_own_chance():
-    image = torch.tensor([1.0, 0.0]).expand(10000, 1, 1, 2)
+def test_half_of_the_images_are_mirrored_each_by_its_own_chance(images):
+    images = images.repeat(32, 1, 1, 1)
     torch.manual_seed(0)
-    flips = utils.RandomHorizontalFlip()(image)[..., 1].flatten()
-    assert abs(flips.mean().item() - 0.5) < 0.02
-    assert abs((flips[1:] == flips[:-1]).float().mean().item() - 0.5) < 0.02
+    flips = utils.RandomHorizontalFlip()(images)
+    mirrored = (flips == images.flip(3)).flatten(1).all(1)
+    assert torch.equal(mirrored, (flips != images).flatten(1).any(1))
+    assert flips.dtype == images.dtype
+    assert abs(mirrored.float().mean() - 0.5) < 0.05
+    assert abs((mirrored[1:] == mirrored[:-1]).float().mean() - 0.5) < 0.05
 
 
 @pytest.mark.parametrize("size", [16, 8, 31, 0])
@@ -84,10 +78,9 @@ def test_cutout_is_16_x_16_and_everywhere_as_likely():
 
 def test_normalize_is_the_textbook_formula(images):
     mean, std = (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
-    normalized = utils.Normalize(mean, std)(images).numpy()
-    for channel in range(3):
-        expected = (images[:, channel].numpy() / 255 - mean[channel]) / std[channel]
-        np.testing.assert_allclose(normalized[:, channel], expected, atol=1e-5)
+    expected = (images.permute(0, 2, 3, 1).numpy() / 255 - mean) / std
+    result = utils.Normalize(mean, std)(images).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_training_transform_crops_mirrors_and_cuts_out_to_the_mean(make_config):
@@ -176,35 +169,6 @@ def test_indices_are_copied_without_waiting_on_cuda_only(loaders, monkeypatch, k
     assert set(asked) == {kind == "cuda"}
 
 
-def can_pretend_to_have_a_gpu():
-    """Say whether this PyTorch can pretend to have a GPU; 2.6 wants a driver for it."""
-    try:
-        with FakeTensorMode():
-            return torch.empty(2, device="cuda")[:, None].device.type == "cuda"
-    except RuntimeError:
-        return False
-
-
-@pytest.mark.skipif(not can_pretend_to_have_a_gpu(), reason="this PyTorch wants a real GPU")
-@pytest.mark.filterwarnings("ignore:CUDA is not available")  # which is what this test is for
-def test_batches_are_made_on_the_gpu_alone(make_config, loaders, monkeypatch):
-    """With tensors that only know their shape and device: the CPU's and the GPU's do not mix."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU without a driver")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    with FakeTensorMode():
-        config = make_config(device="cuda")
-        with torch.device(config.device):
-            model = make_small_model()
-        for loader, transform in zip(loaders, utils.get_transforms(config), strict=True):
-            dataset = copy.copy(loader.dataset)
-            dataset.transform = transform
-            dataset.images = torch.empty(dataset.images.shape, dtype=torch.uint8, device="cuda")
-            dataset.labels = torch.empty(dataset.labels.shape, dtype=torch.int64, device="cuda")
-            images, labels = dataset.__getitems__(list(range(32)))
-            loss = utils.compute_loss(model(images), labels, config)
-            assert {value.device.type for value in (images, labels, loss)} == {"cuda"}
-
-
 # Bad input
 IMAGES, LABELS = torch.zeros(3, 32, 32, 3, dtype=torch.uint8), [0, 1, 2]
 BAD_INPUT = {
@@ -227,6 +191,6 @@ def test_images_or_labels_of_another_kind_are_told(config, kind):
         utils.make_loader(images, labels, lambda batch: batch, config)
 
 
-def test_batch_size_above_the_data(make_config):
-    with pytest.raises(ValueError, match="batch_size is 128, but there are only 100 training"):
-        utils.get_dataloaders(make_config(batch_size=128, train_images=100))
+def test_batch_size_above_the_data(config):
+    with pytest.raises(ValueError, match="batch_size is 32, but there are only 3 training"):
+        utils.get_dataloaders(replace(config, train_images=3))

@@ -74,31 +74,20 @@ def test_every_cell_was_executed_in_order():
     assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
 
 
-def test_no_cell_failed_or_warned():
-    for output in OUTPUTS:
-        assert output.output_type != "error"
-        assert output.get("name") != "stderr", output.get("text")
-
-
-def test_progress_is_plain_text():
+def test_outputs_are_plain_text_and_six_figures_without_errors_or_folders():
     assert "widget" not in json.dumps(NOTEBOOK.metadata)
-    for output in OUTPUTS:
-        assert not [kind for kind in output.get("data", {}) if "widget" in kind]
-        assert "\r" not in output.get("text", ""), "GitHub shows every state of such a bar"
-
-
-def test_every_figure_and_what_it_ran_on_is_there():
     pictures = [output for output in OUTPUTS if "image/png" in output.get("data", {})]
     assert len(pictures) == 6
-    text = get_text(find_cell("get_config"))
-    assert re.search(r"epochs, batches of \d+, on .+ in (float32|float16|bfloat16)", text)
-
-
-def test_outputs_name_no_folder_of_the_machine_they_ran_on():
-    texts = [get_text(cell) for cell in CODE]
-    texts += [data for output in OUTPUTS for kind, data in output.get("data", {}).items()
-              if kind.startswith("text/")]  # fmt: skip
-    assert [text for text in texts if re.search(FOLDER, text)] == []
+    for output in OUTPUTS:
+        assert (output.output_type, output.get("name")) != ("stream", "stderr"), output.text
+        assert output.output_type != "error"
+        data = output.get("data", {})
+        assert not [kind for kind in data if "widget" in kind]
+        texts = [output.get("text", ""), *(data[kind] for kind in data if "text" in kind)]
+        assert not [text for text in texts if "\r" in text], "GitHub shows all states of such a bar"
+        assert not [text for text in texts if re.search(FOLDER, text)]
+    machine = r"epochs, batches of \d+, on .+ in (float32|float16|bfloat16)"
+    assert re.search(machine, get_text(find_cell("get_config")))
 
 
 def test_it_is_small_enough_for_github():

@@ -1,4 +1,4 @@
-"""Figures: what they show, how they are titled, and what they leave as it was."""
+"""Figures: what they show, and what they leave as it was; GradCAM on networks of known answer."""
 
 import sys
 import time
@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import utils
-from conftest import take_snapshot
+from conftest import make_small_model, take_snapshot
+from models.resnet import ResNet18
 
 RAMP = [1.0, 2.0, 3.0, 4.0]
 HISTORY = {
@@ -22,8 +23,6 @@ HISTORY = {
     **{"test_loss": [2.0, 0.5, 0.7, 0.9], "test_accuracy": [40.0, 80.0, 78.0, 77.5]},
     **{"seconds": RAMP, "lr": [0.1, 0.4, 0.2, 0.0] * 4},
 }
-
-
 LOOKS = {
     "samples": lambda m, loaders, c: utils.plot_samples(loaders[0], c),
     "lr_finder": lambda m, loaders, c: utils.find_lr(m, loaders[0], c),
@@ -35,14 +34,12 @@ LOOKS = {
     "map size": lambda m, loaders, c: utils.get_map_size(m, m[0]),
     "test": lambda m, loaders, c: utils.test(m, loaders[1]),
 }
+ODD = {"text.color": "red", "font.size": 25, "image.origin": "lower", "axes.grid": True}
+ODD |= {"savefig.transparent": True, "savefig.facecolor": "black", "savefig.bbox": "tight"}
 
 
 def miss(model, loaders):
     return utils.get_misclassified(model, loaders[1])
-
-
-ODD = {"text.color": "red", "font.size": 25, "image.origin": "lower", "axes.grid": True}
-ODD |= {"savefig.transparent": True, "savefig.facecolor": "black", "savefig.bbox": "tight"}
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -61,12 +58,9 @@ def test_a_look_leaves_all_as_it_was_and_ignores_the_style(
     assert take_snapshot(model) == before
     assert pictures[0] == pictures[1]
     assert plt.get_fignums() == []
-    if look in ("summary", "map size", "test"):
-        return
-    assert list(pictures[0]) == [f"{look}.png"]
-    corner = plt.imread(config.output_dir / f"{look}.png")[0, 0]
-    assert (corner == 1).all(), "white, and opaque"
     for figure, title in shown:
+        assert list(pictures[0]) == [f"{look}.png"]
+        assert (plt.imread(config.output_dir / f"{look}.png")[0, 0] == 1).all(), "white, opaque"
         assert "not CIFAR-10" in title
         assert figure._suptitle.get_color() == "black"
 
@@ -82,16 +76,15 @@ def test_figures_are_shown_in_every_notebook_and_told_in_a_terminal(
     calls, is_notebook = [], backend != "agg"
     monkeypatch.setattr(plt, "get_backend", lambda: backend)
     monkeypatch.setattr(plt, "show", lambda: calls.append("inline"))
-    monkeypatch.setattr(IPython.display, "display", lambda _: calls.append("display"))
-    monkeypatch.setattr(utils, "display", IPython.display.display, raising=False)
-    shell = SimpleNamespace(**({"kernel": 1} if is_notebook else {}))
+    for place in (IPython.display, utils):
+        monkeypatch.setattr(place, "display", lambda _: calls.append("display"), raising=False)
+    shell = SimpleNamespace(kernel=1) if is_notebook else None
     monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     monkeypatch.setitem(sys.modules, "ipykernel", None)
     if not is_notebook:
         monkeypatch.delitem(sys.modules, "ipykernel")
     (tmp_path / "a file").touch()
     config = make_config(output_dir=tmp_path / ("figures" if can_save else "a file"))
-    capsys.readouterr()
     utils.plot_history(HISTORY, config)
     assert calls == [NOTEBOOKS[backend]] * is_notebook
     assert ("history.png" in capsys.readouterr().out) == (not is_notebook)
@@ -107,11 +100,11 @@ def test_history_shows_both_curves_and_the_last_accuracy(make_config, shown, epo
     last = HISTORY["test_accuracy"][epochs - 1]
     assert title == f"Test accuracy after epoch {epochs}: {last:.2f} %", "not the best; no caveat"
     for axis, name in zip(figure.axes, ("loss", "accuracy"), strict=False):
-        lines = {line.get_label(): line for line in axis.lines}
-        assert lines.keys() == {"train (augmented)", "test"}, "no line or dot for the best"
-        for label, split in (("train (augmented)", "train"), ("test", "test")):
-            np.testing.assert_array_equal(lines[label].get_ydata(), history[f"{split}_{name}"])
-            assert epochs > 1 or lines[label].get_marker() == ".", "no line is seen of one point"
+        lines = {line.get_label().split()[0]: line for line in axis.lines}
+        assert lines.keys() == {"train", "test"}, "nothing for the best"
+        for split, line in lines.items():
+            np.testing.assert_array_equal(line.get_ydata(), history[f"{split}_{name}"])
+            assert epochs > 1 or line.get_marker() == ".", "no line is seen of one point"
     np.testing.assert_array_equal(figure.axes[2].lines[0].get_ydata(), history["lr"])
     assert "best" not in " ".join(text.get_text() for text in figure.findobj(Text))
 
@@ -121,8 +114,7 @@ class Reader(nn.Module):
 
     def __init__(self, outputs=10):
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)  # for GradCAM
-        self.outputs = outputs
+        self.conv, self.outputs = nn.Conv2d(3, 8, 3), outputs  # the convolution is for GradCAM
 
     def forward(self, images):
         return images[:, 0].flatten(1)[:, : self.outputs] + 0 * self.conv(images).mean()
@@ -145,58 +137,50 @@ def test_mistakes_of_all_batches_are_found_sorted_and_shown(mistakes, config, sh
     found = utils.get_misclassified(Reader(), DataLoader(mistakes, 8, shuffle))
     assert found.images[:, 1, 0, 0].tolist() == [17, 4, 29]
     assert shuffle or found.indices.tolist() == [17, 4, 29]
-    assert found.labels.tolist() == [7, 4, 9], "true classes"
-    assert found.predictions.tolist() == [2, 9, 0]
+    assert (found.labels.tolist(), found.predictions.tolist()) == ([7, 4, 9], [2, 9, 0])
     exponential = np.exp([12.0, 8.0, 6.0])
     np.testing.assert_allclose(found.probabilities, exponential / (exponential + 9), rtol=1e-4)
     np.testing.assert_allclose(found.losses, np.log(exponential + 9), rtol=1e-4)
     utils.plot_misclassified(found, config)
-    figure, title = shown[0]
-    headings = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    headings = [axis.get_title() for axis in shown[0][0].axes if axis.get_title()]
     assert headings[:2] == ["predicted 2 (100%)\ntrue 7", "predicted 9 (100%)\ntrue 4"]
     assert len(headings) == 3
-    assert "3 of 3 mistakes" in title
+    assert "3 of 3 mistakes" in shown[0][1]
 
 
 def test_confusion_matrix_has_true_classes_in_rows(mistakes, config, shown):
     loader = DataLoader([item for item in mistakes if item[1] != 5], 8)  # a class without images
     utils.plot_confusion_matrix(Reader(), loader, config)
-    figure, title = shown[0]
-    matrix = figure.axes[0].get_images()[0].get_array()
+    axis, title = shown[0][0].axes[0], shown[0][1]
+    matrix = axis.get_images()[0].get_array()
     assert (matrix.sum(), matrix.trace()) == (27, 24)
     assert matrix[7, 2] == matrix[4, 9] == matrix[9, 0] == 1
     assert "1 of 3 mistakes" in title
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    labels = [label.get_text() for label in axis.get_yticklabels()]
     assert (labels[0], labels[5], labels[7]) == ("0: 100.0 %", "5: nan %", "7: 66.7 %")
-
-
-def find_pictures(figure):
-    return [axis.get_images()[0] for axis in figure.axes if axis.get_images()]
 
 
 def test_pictures_have_true_colours_and_are_not_turned_or_smoothed(make_config, shown):
     config = make_config(mean=(0.1, 0.4, 0.7), std=(0.2, 0.3, 0.5), cutout_size=0, crop_padding=0)
-    train_loader, test_loader = utils.get_dataloaders(config)
-    train_loader.dataset.images = torch.randint(0, 256, (12, 32, 32, 3), dtype=torch.uint8)
-    test_loader.dataset.images = train_loader.dataset.images
-    originals = train_loader.dataset.images.numpy()
-    images, labels = test_loader.dataset.__getitems__(range(12))
-    found = utils.Misclassified(images, labels, labels, labels / 10, labels / 10, labels)
-    conv = nn.Conv2d(3, 10, 1)
-    model = nn.Sequential(nn.ReLU(inplace=True), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    before = images.clone()
-    utils.plot_gradcam(model, found, config, target_layer=conv)
-    utils.plot_misclassified(found, config)
-    utils.plot_samples(train_loader, config)
-    batches = [(images, labels)]
-    utils.plot_misclassified(utils.get_misclassified(model, batches), config)
+    loaders = utils.get_dataloaders(config)
+    for loader in loaders:
+        loader.dataset.images = torch.randint(0, 256, (12, 32, 32, 3), dtype=torch.uint8)
+    images, labels = loaders[1].dataset.__getitems__(range(12))
+    model, before = nn.Sequential(nn.ReLU(inplace=True), *make_small_model()), images.clone()
+    found = utils.get_misclassified(model, [(images, (labels + 1) % 10)])
     assert torch.equal(images, before), "a network that works in place does not change them"
-    gradcam, gallery, samples, _ = (find_pictures(figure) for figure, _ in shown)
-    assert (len(gradcam), len(gallery), len(samples)) == (30, 10, 20)
-    for i, original in enumerate(originals[:10]):
+    utils.plot_gradcam(model, found, config, target_layer=model[1])
+    utils.plot_misclassified(found, config)
+    utils.plot_samples(loaders[0], config)
+    gradcam, gallery, samples = (
+        [axis.get_images()[0] for axis in figure.axes if axis.get_images()] for figure, _ in shown
+    )
+    for i, index in enumerate(found.indices[:10].tolist()):
+        original = loaders[1].dataset.images[index].numpy()
         for picture in (gradcam[i], gallery[i]):
             np.testing.assert_allclose(picture.get_array(), original / 255, atol=1e-5)
             assert (picture.origin, picture.get_interpolation()) == ("upper", "nearest")
+    for i, original in enumerate(loaders[0].dataset.images[:10].numpy()):
         np.testing.assert_array_equal(samples[i].get_array(), original)
         augmented = samples[10 + i].get_array()
         is_mirrored = not np.allclose(augmented, original / 255, atol=1e-5)
@@ -213,9 +197,8 @@ def test_names_are_written_as_they_are_in_two_short_lines(make_config, mistakes,
     utils.plot_confusion_matrix(model, loader, config)
     utils.plot_misclassified(found, config)
     utils.plot_gradcam(model, found, config, target_layer=model.conv)
-    for figure, _ in shown:
-        texts = figure.findobj(Text)
-        assert not any(text.get_parse_math() for text in texts if "$" in text.get_text())
+    texts = [text for figure, _ in shown for text in figure.findobj(Text)]
+    assert not any(text.get_parse_math() for text in texts if "$" in text.get_text())
     ticks = [label.get_text() for label in shown[0][0].axes[0].get_xticklabels()]
     assert ticks[:4] == HARD_NAMES[:4]
     assert all(len(line) <= 16 for tick in ticks for line in tick.split("\n"))
@@ -224,15 +207,107 @@ def test_names_are_written_as_they_are_in_two_short_lines(make_config, mistakes,
 
 
 def test_confusion_matrix_of_100_classes_is_fast_and_readable(make_config, shown):
-    torch.manual_seed(0)
-    batches = [(torch.randn(500, 3, 32, 32), torch.arange(500) % 100)]
-    config = make_config(classes=[f"class number {i}" for i in range(100)])
+    batches = [(torch.rand(500, 3, 32, 32), torch.arange(500) % 100)]
+    config = make_config(classes=[f"class {i}" for i in range(100)])
     begin = time.perf_counter()
     utils.plot_confusion_matrix(Reader(100), batches, config)
     assert time.perf_counter() - begin < 5
     axis = shown[0][0].axes[0]
     assert not [text for text in axis.texts if text.get_visible()], "no numbers"
     for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
-        names = [label.get_text().replace("\n", " ") for label in labels]
-        assert 5 <= len(names) <= 21
-        assert all(f"class number {5 * i}" in name for i, name in enumerate(names))
+        assert 5 <= len(labels) <= 21
+        assert [f"class {5 * i}" in label.get_text() for i, label in enumerate(labels)]
+
+
+# GradCAM
+@pytest.fixture
+def found():
+    """Two images with a red, a green and a blue square: true classes 1 and 2, predicted 0 and 1."""
+    images = torch.zeros(2, 3, 32, 32)
+    images[:, 0, :8, :8] = images[:, 1, 12:20, 12:20] = images[:, 2, 24:, 24:] = 1
+    labels = torch.tensor([1, 2])
+    return utils.Misclassified(images, labels, labels - 1, labels / 4, labels / 2, labels)
+
+
+@pytest.fixture
+def explain(found, config, shown):
+    """Return a function that draws GradCAM and returns headings and maps."""
+
+    def explain(model, layer):
+        utils.plot_gradcam(model, found, config, target_layer=layer)
+        axes = shown[-1][0].axes
+        maps = [axis.get_images()[1].get_array() for axis in axes if len(axis.get_images()) > 1]
+        return [axis.get_title() for axis in axes], maps
+
+    return explain
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_gradcam_explains_each_image_for_its_own_two_classes(explain, is_frozen):
+    """With 10 maps that, pooled, are the logits: GradCAM of class k is map k, exactly."""
+    conv = nn.Conv2d(3, 10, 1, bias=False)
+    conv.weight = nn.Parameter(torch.eye(10)[:, :3, None, None].clone())
+    model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    headings, maps = explain(model.requires_grad_(not is_frozen), conv)
+    assert headings == [*["image"] * 2, *["predicted\n0", "predicted\n1", "true\n1", "true\n2"]]
+    squares = [(slice(i, i + 8),) * 2 for i in (0, 12, 24)]
+    means = [[heat[square].mean() for square in squares] for heat in maps]
+    expected = np.eye(3)[[0, 1, 1, 2]]  # predicted twice, true twice
+    np.testing.assert_allclose(means, expected, atol=0.1)
+
+
+class Layers(nn.Module):
+    """A convolution, BatchNorm, what a function makes of both, and a linear layer."""
+
+    def __init__(self, make):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn, self.odd = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.Flatten(),
+        )
+        self.linear, self.make = nn.Linear(8 * 32 * 32, 10), make
+
+    def forward(self, images):
+        return self.linear(self.make(self, self.conv(images)).flatten(1))
+
+
+IN_PLACE = {
+    "relu": [lambda m, x: m.bn(x).relu_(), lambda m, x: m.bn(x).relu()],
+    "out += x": [lambda m, x: m.bn(x).add_(x).relu_(), lambda m, x: (m.bn(x) + x).relu()],
+}
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_gradcam_is_the_same_when_what_follows_works_in_place(explain, kind):
+    models = [Layers(make) for make in IN_PLACE[kind]]
+    first, second = (explain(model, model.bn)[1] for model in models)
+    assert np.ptp(first) > 0.5
+    np.testing.assert_array_equal(first, second)
+
+
+NO_MAPS = {
+    "(N, H, W, C)": lambda x: x.permute(0, 2, 3, 1), "(N, L, C)": lambda x: x.flatten(2).mT,
+    "tuple": lambda x: (x, x), "list": lambda x: [x], "twice": None, "never": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_MAPS)
+def test_layer_without_maps_is_told_what_is_needed(found, config, kind):
+    model = Layers(lambda m, x: m.bn(m.bn(x)) + 0 * m.odd(x)[0].sum())
+    model.odd.forward = NO_MAPS[kind]
+    if kind in ("twice", "never"):
+        model.make = lambda m, x: m.bn(m.bn(x))
+    with pytest.raises(ValueError, match=r"maps \(N, C, H, W\).*once"):
+        utils.plot_gradcam(model, found, config, model.bn if kind == "twice" else model.odd)
+
+
+def test_coarse_maps_are_told_and_no_mistake_is_a_sentence(found, config, shown, capsys):
+    model, nothing = ResNet18(), utils.Misclassified(*(column[:0] for column in found))
+    with pytest.raises(ValueError, match=r"4 x 4.*model\.layer3\[-1\].*8 x 8"):
+        utils.plot_gradcam(model, found, config, target_layer=model.layer4[-1])
+    utils.plot_misclassified(nothing, config)
+    utils.plot_gradcam(model, nothing, config, target_layer=model.layer3[-1])
+    assert capsys.readouterr().out.count("no misclassified images to show") == 2
+    assert not shown
