@@ -183,17 +183,6 @@ def test_history_is_complete_and_ends_with_the_returned_model(model, config, loa
     assert again["train_loss"][0] < history["train_loss"][0], "from the weights that it has"
 
 
-def test_same_seed_is_the_same_run_and_another_seed_another(make_config, model):
-    losses = []
-    for seed in (0, 0, 1):
-        config = make_config(epochs=2, train_images=80, seed=seed, resume=False)
-        loaders = utils.get_dataloaders(config)
-        torch.rand(17 * len(losses))
-        twin = copy.deepcopy(model)
-        losses.append(utils.fit_one_cycle(twin, *loaders, 0.05, config)["train_loss"])
-    assert losses[0] == losses[1] != losses[2]
-
-
 def test_any_loader_or_list_works_and_is_left_as_it_is(config, make_loader):
     model = nn.Sequential(nn.ReLU(inplace=True), *make_small_model())
     images, labels = make_images(60)
