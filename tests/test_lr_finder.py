@@ -20,7 +20,7 @@ def test_range_test_trains_with_the_learning_rates_that_it_shows(
     np.testing.assert_allclose([lr for lr, _ in steps], lrs, rtol=1e-6)
     assert 20 < len(steps) <= config.lr_finder_steps == 40
     np.testing.assert_allclose(lrs, np.geomspace(*limits, 40)[: len(steps)], rtol=1e-6)
-    assert np.std(np.diff(losses, 2)) > 0.01, "losses as they are, not smoothed"
+    assert np.std(np.diff(losses[:10])) > 0.01, "losses as they are, not smoothed"
     for bad in ((1, 1e-3), (0, 1), (1, 1)):
         with pytest.raises(ValueError, match="must rise from above 0"):
             utils.find_lr(model, loaders[0], config, *bad)
