@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_small_model
 from torch import nn
 
 import utils
-from conftest import make_small_model
 from models.resnet import ResNet18
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))

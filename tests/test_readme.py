@@ -8,9 +8,9 @@ from statistics import mean, stdev
 
 import pytest
 import torch
+from conftest import make_small_model
 
 import utils
-from conftest import make_small_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
