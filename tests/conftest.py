@@ -1,37 +1,27 @@
-"""Switch everything to the quick profile, the notebook's kernel included; offer stand-ins."""
+"""Offer short runs, a small model, and stand-ins. The conftest.py above chose the profile."""
 
-import itertools
-import os
 import pickle
-import sys
-import tempfile
-from pathlib import Path
+from contextlib import contextmanager
+from itertools import count
 
-import matplotlib
 import numpy as np
 import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.data import DataLoader
+from torchvision.datasets.utils import calculate_md5
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-os.environ["S11_PROFILE"] = "quick"
-os.environ["S11_OUTPUT_DIR"] = tempfile.mkdtemp(prefix="s11-tests-")  # never outputs/ or images/
-matplotlib.use("agg")
-
-import torch  # noqa: E402
-import torchvision  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-from torchvision.datasets.utils import calculate_md5  # noqa: E402
-
-import utils  # noqa: E402
+import utils
 
 
 @pytest.fixture
 def make_config(tmp_path):
     """Return get_config for the CPU, with its folders below the test's own."""
+    folders = {"output_dir": tmp_path / "outputs", "data_dir": tmp_path / "data"}
 
     def make(profile="quick", **overrides):
-        folders = {"output_dir": tmp_path / "outputs", "data_dir": tmp_path / "data"}
         return utils.get_config(profile, **{"device": "cpu", **folders, **overrides})
 
     return make
@@ -51,29 +41,17 @@ def loaders(config):
 
 @pytest.fixture(autouse=True)
 def native_bfloat16(monkeypatch):
-    """Return a function that gives the CPU native bfloat16 or takes it away; at first, it has none.
-
-    Else, what the tests see would depend on the machine.
-    """
-
-    def switch(on):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: on)
-
-    switch(False)
-    return switch
+    """Take native bfloat16 from the CPU, else tests would depend on it; return how to give it."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return lambda: monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
 
 
 def make_small_model(num_classes=10):
     """Return a network with BatchNorm and maps of 16 x 16, which trains in milliseconds."""
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=4, padding=1),
-        nn.Flatten(),
-        nn.Linear(256, num_classes),
-    )
+    first = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+    second = nn.Conv2d(8, 16, 3, stride=4, padding=1), nn.Flatten(), nn.Linear(256, num_classes)
+    return nn.Sequential(*first, *second)
 
 
 @pytest.fixture
@@ -81,62 +59,68 @@ def model():
     return make_small_model()
 
 
-@pytest.fixture
-def before_steps(monkeypatch):
-    """Return a function that has something called with the optimizer before each step of Muon.
-
-    It may raise. Called again, it replaces what it had called until then.
-    """
-    utils.Muon([{"params": [torch.zeros(1)]}], 0.1, 0.9)  # the first one wraps step, for its hooks
-    step = utils.Muon.step
-
-    def watch(call):
-        def watched_step(self, *args, **kwargs):
-            call(self)
-            return step(self, *args, **kwargs)
-
-        watched_step.hooked = True  # or torch would wrap it, and run the hooks twice
-        monkeypatch.setattr(utils.Muon, "step", watched_step)
-
-    return watch
+def take_snapshot(model):
+    """Return all of a model that a look must not change, and the random state, to be compared."""
+    values = model.state_dict()
+    return {
+        "values": {name: value.numpy().tobytes() for name, value in values.items()},
+        "memory formats": {name: value.stride() for name, value in values.items()},
+        "modes": [module.training for module in model.modules()],
+        "hooks": [len(module._forward_hooks) for module in model.modules()],
+        "gradients": [(p.requires_grad, p.grad) for p in model.parameters()],
+        "random state": torch.get_rng_state().tolist(),
+    }
 
 
 @pytest.fixture
-def interrupt_step(before_steps):
-    """Return a function that interrupts the step of this number, counted from 1; 0: none."""
+def steps():
+    """Collect (learning rate, momentum) of every step that an optimizer makes."""
+    made = []
 
-    def interrupt(number):
-        steps = itertools.count(1)
+    def note(optimizer, *_):
+        made.append(tuple(optimizer.param_groups[0][name] for name in ("lr", "momentum")))
 
-        def check(_):
-            if next(steps) == number:
-                raise KeyboardInterrupt
+    handle = register_optimizer_step_pre_hook(note)
+    yield made
+    handle.remove()
 
-        before_steps(check)
 
-    return interrupt
+@contextmanager
+def interrupt_step(number):
+    """Press Ctrl-C at the step of this number, counted from 1."""
+    counter = count(1)
+
+    def check(*_):
+        if next(counter) == number:
+            raise KeyboardInterrupt
+
+    handle = register_optimizer_step_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @pytest.fixture
 def make_loader():
     """Return a loader of images and labels, as torch's own collation gives it."""
 
-    def make(images, labels, batch_size):
-        return DataLoader(list(zip(images, labels, strict=True)), batch_size)
+    def make(images, labels, batch_size, shuffle=False):
+        return DataLoader(list(zip(images, labels, strict=True)), batch_size, shuffle)
 
     return make
 
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Collect the figures before they are saved: a list of (figure, title)."""
-    figures, show = [], utils._show
+    """Collect the figures as they are saved: a list of (figure, title)."""
+    figures, show = [], utils.show_figure
 
-    def note(figure, title, name, config):
-        show(figure, title, name, config)
+    def note(figure, *others):
+        show(figure, *others)
         figures.append((figure, figure.get_suptitle()))
 
-    monkeypatch.setattr(utils, "_show", note)
+    monkeypatch.setattr(utils, "show_figure", note)
     return figures
 
 

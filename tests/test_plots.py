@@ -1,126 +1,222 @@
-"""Figures: what they show, how they are titled, and where they are saved."""
+"""Figures: what they show, and what they leave as it was; GradCAM on networks of known answer."""
 
+import sys
+import time
+from types import SimpleNamespace
+
+import IPython
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import utils
+from conftest import make_small_model, take_snapshot
 from models.resnet import ResNet18
 
+RAMP = [1.0, 2.0, 3.0, 4.0]
+HISTORY = {
+    **{"train_loss": RAMP[::-1], "train_accuracy": [20 * value for value in RAMP]},
+    **{"test_loss": [2.0, 0.5, 0.7, 0.9], "test_accuracy": [40.0, 80.0, 78.0, 77.5]},
+    **{"seconds": RAMP, "lr": [0.1, 0.4, 0.2, 0.0] * 4},
+}
+LOOKS = {
+    "samples": lambda m, loaders, c: utils.plot_samples(loaders[0], c),
+    "lr_finder": lambda m, loaders, c: utils.find_lr(m, loaders[0], c),
+    "history": lambda m, loaders, c: utils.plot_history(HISTORY, c),
+    "confusion_matrix": lambda m, loaders, c: utils.plot_confusion_matrix(m, loaders[1], c),
+    "misclassified": lambda m, loaders, c: utils.plot_misclassified(miss(m, loaders), c),
+    "gradcam": lambda m, loaders, c: utils.plot_gradcam(m, miss(m, loaders), c, m[0]),
+    "summary": lambda m, loaders, c: utils.show_summary(m),
+    "map size": lambda m, loaders, c: utils.get_map_size(m, m[0]),
+    "test": lambda m, loaders, c: utils.test(m, loaders[1]),
+}
+ODD = {"text.color": "red", "font.size": 25, "image.origin": "lower", "axes.grid": True}
+ODD |= {"savefig.transparent": True, "savefig.facecolor": "black", "savefig.bbox": "tight"}
 
-def get_pictures(figure):
-    return [image.get_array() for axis in figure.axes for image in axis.get_images()[:1]]
+
+def miss(model, loaders):
+    return utils.get_misclassified(model, loaders[1])
 
 
-def get_titles(figure):
-    return [axis.get_title() for axis in figure.axes if axis.get_title()]
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_look_leaves_all_as_it_was_and_ignores_the_style(
+    look, model, loaders, config, shown, monkeypatch
+):
+    fork_rng = torch.random.fork_rng  # without its devices, it warns of a second GPU
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices, **_: fork_rng(devices))
+    model[1].eval()  # one frozen layer
+    loaders = loaders[0], list(loaders[1])  # a DataLoader itself draws a number in every pass
+    before, pictures = take_snapshot(model), []
+    for style in ("default", ["dark_background", ODD]):
+        with plt.style.context(style):
+            LOOKS[look](model, loaders, config)
+        pictures.append({path.name: path.read_bytes() for path in config.output_dir.glob("*")})
+    assert take_snapshot(model) == before
+    assert pictures[0] == pictures[1]
+    assert plt.get_fignums() == []
+    for figure, title in shown:
+        assert list(pictures[0]) == [f"{look}.png"]
+        assert (plt.imread(config.output_dir / f"{look}.png")[0, 0] == 1).all(), "white, opaque"
+        assert "not CIFAR-10" in title
+        assert figure._suptitle.get_color() == "black"
 
 
-class Oracle(nn.Module):
-    """Read the class off an image's mean, and be wrong, more and more surely, where told to."""
+NOTEBOOKS = {"module://matplotlib_inline.backend_inline": "inline", "nbagg": "display", "agg": ""}
 
-    def __init__(self, answers):
+
+@pytest.mark.parametrize("backend", NOTEBOOKS)
+def test_figures_are_shown_in_every_notebook_and_told_in_a_terminal(
+    make_config, tmp_path, monkeypatch, capsys, backend
+):
+    calls, is_notebook = [], backend != "agg"
+    monkeypatch.setattr(plt, "get_backend", lambda: backend)
+    monkeypatch.setattr(plt, "show", lambda: calls.append("inline"))
+    for place in (IPython.display, utils):
+        monkeypatch.setattr(place, "display", lambda _: calls.append("display"), raising=False)
+    shell = SimpleNamespace(kernel=1) if is_notebook else None
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    monkeypatch.setitem(sys.modules, "ipykernel", None)
+    if not is_notebook:
+        monkeypatch.delitem(sys.modules, "ipykernel")
+    (tmp_path / "a file").touch()
+    with pytest.warns(UserWarning, match="could not be written"):  # they are shown anyway
+        utils.plot_history(HISTORY, make_config(output_dir=tmp_path / "a file"))
+    assert calls == [NOTEBOOKS[backend]] * is_notebook
+    assert ("history.png" in capsys.readouterr().out) == (not is_notebook)
+
+
+@pytest.mark.parametrize("epochs", [4, 1])
+def test_history_shows_both_curves_and_the_last_accuracy(make_config, shown, epochs):
+    history = {name: values[:epochs] for name, values in HISTORY.items()}
+    utils.plot_history(history, make_config("full"))
+    figure, title = shown[0]
+    last = HISTORY["test_accuracy"][epochs - 1]
+    assert title == f"Test accuracy after epoch {epochs}: {last:.2f} %", "not the best; no caveat"
+    for axis, name in zip(figure.axes, ("loss", "accuracy"), strict=False):
+        lines = {line.get_label().split()[0]: line for line in axis.lines}
+        assert lines.keys() == {"train", "test"}, "nothing for the best"
+        for split, line in lines.items():
+            np.testing.assert_array_equal(line.get_ydata(), history[f"{split}_{name}"])
+            assert epochs > 1 or line.get_marker() == ".", "no line is seen of one point"
+    np.testing.assert_array_equal(figure.axes[2].lines[0].get_ydata(), history["lr"])
+    assert "best" not in " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+class Reader(nn.Module):
+    """Answer with the logits that are written into the first pixels of an image."""
+
+    def __init__(self, outputs=10):
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)  # GradCAM wants gradients
-        self.answers = answers
-        self.position = 0
+        self.conv, self.outputs = nn.Conv2d(3, 8, 3), outputs  # the convolution is for GradCAM
 
     def forward(self, images):
-        logits = self.answers[self.position : self.position + len(images)]
-        self.position = (self.position + len(images)) % len(self.answers)
-        return logits + 0 * self.conv(images).mean()
+        return images[:, 0].flatten(1)[:, : self.outputs] + 0 * self.conv(images).mean()
 
 
 @pytest.fixture
-def mistaken(make_loader):
-    """A loader of 30 images, and a model that gets number 4, 17 and 29 wrong."""
+def mistakes():
+    """30 images, numbered in their second channel, of which Reader gets 4, 17 and 29 wrong."""
     labels = torch.arange(30) % 10
     logits = 5.0 * torch.eye(10)[labels]
     for index, predicted, certainty in ((4, 9, 8.0), (17, 2, 12.0), (29, 0, 6.0)):
-        logits[index] = 0
-        logits[index, predicted] = certainty
-    images = torch.arange(30.0).view(30, 1, 1, 1).expand(30, 3, 32, 32) / 100
-    return Oracle(logits), make_loader(images, labels, 8)
+        logits[index] = certainty * torch.eye(10)[predicted]
+    images = torch.zeros(30, 3, 32, 32)
+    images[:, 0, 0, :10], images[:, 1] = logits, torch.arange(30).view(30, 1, 1)
+    return list(zip(images, labels, strict=True))
 
 
-def test_misclassified_images_belong_to_their_labels_even_when_shuffled(model):
-    torch.manual_seed(1)
-    images, labels = torch.randn(30, 3, 32, 32), torch.arange(30) % 10
-    images[:, 0, 0, 0] = labels.float()
-    loader = DataLoader(TensorDataset(images, labels), 8, shuffle=True)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_mistakes_of_all_batches_are_found_sorted_and_shown(mistakes, config, shown, shuffle):
+    found = utils.get_misclassified(Reader(), DataLoader(mistakes, 8, shuffle))
+    assert found.images[:, 1, 0, 0].tolist() == [17, 4, 29]
+    assert shuffle or found.indices.tolist() == [17, 4, 29]
+    assert (found.labels.tolist(), found.predictions.tolist()) == ([7, 4, 9], [2, 9, 0])
+    exponential = np.exp([12.0, 8.0, 6.0])
+    np.testing.assert_allclose(found.probabilities, exponential / (exponential + 9), rtol=1e-4)
+    np.testing.assert_allclose(found.losses, np.log(exponential + 9), rtol=1e-4)
+    utils.plot_misclassified(found, config)
+    headings = [axis.get_title() for axis in shown[0][0].axes if axis.get_title()]
+    assert headings[:2] == ["predicted 2 (100%)\ntrue 7", "predicted 9 (100%)\ntrue 4"]
+    assert len(headings) == 3
+    assert "3 of 3 mistakes" in shown[0][1]
+
+
+def test_confusion_matrix_has_true_classes_in_rows(mistakes, config, shown):
+    loader = DataLoader([item for item in mistakes if item[1] != 5], 8)  # a class without images
+    utils.plot_confusion_matrix(Reader(), loader, config)
+    axis, title = shown[0][0].axes[0], shown[0][1]
+    matrix = axis.get_images()[0].get_array()
+    assert (matrix.sum(), matrix.trace()) == (27, 24)
+    assert matrix[7, 2] == matrix[4, 9] == matrix[9, 0] == 1
+    assert "1 of 3 mistakes" in title
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert (labels[0], labels[5], labels[7]) == ("0: 100.0 %", "5: nan %", "7: 66.7 %")
+
+
+def test_pictures_have_true_colours_and_are_not_turned_or_smoothed(make_config, shown):
+    config = make_config(mean=(0.1, 0.4, 0.7), std=(0.2, 0.3, 0.5), cutout_size=0, crop_padding=0)
+    loaders = utils.get_dataloaders(config)
+    for loader in loaders:
+        loader.dataset.images = torch.randint(0, 256, (12, 32, 32, 3), dtype=torch.uint8)
+    images, labels = loaders[1].dataset.__getitems__(range(12))
+    model, before = nn.Sequential(nn.ReLU(inplace=True), *make_small_model()), images.clone()
+    found = utils.get_misclassified(model, [(images, (labels + 1) % 10)])
+    assert torch.equal(images, before), "a network that works in place does not change them"
+    utils.plot_gradcam(model, found, config, target_layer=model[1])
+    utils.plot_misclassified(found, config)
+    utils.plot_samples(loaders[0], config)
+    gradcam, gallery, samples = (
+        [axis.get_images()[0] for axis in figure.axes if axis.get_images()] for figure, _ in shown
+    )
+    for i, index in enumerate(found.indices[:10].tolist()):
+        original = loaders[1].dataset.images[index].numpy()
+        for picture in (gradcam[i], gallery[i]):
+            np.testing.assert_allclose(picture.get_array(), original / 255, atol=1e-5)
+            assert (picture.origin, picture.get_interpolation()) == ("upper", "nearest")
+    for i, original in enumerate(loaders[0].dataset.images[:10].numpy()):
+        np.testing.assert_array_equal(samples[i].get_array(), original)
+        augmented = samples[10 + i].get_array()
+        is_mirrored = not np.allclose(augmented, original / 255, atol=1e-5)
+        expected = original[:, ::-1] if is_mirrored else original
+        np.testing.assert_allclose(augmented, expected / 255, atol=1e-5)
+
+
+HARD_NAMES = ["$5", "$10", "$20", "a_b^2", "x" * 60, "one of very many words " * 4, *"6789"]
+
+
+def test_names_are_written_as_they_are_in_two_short_lines(make_config, mistakes, shown):
+    config, model, loader = make_config(classes=HARD_NAMES), Reader(), DataLoader(mistakes, 30)
     found = utils.get_misclassified(model, loader)
-    assert len(found.labels) > 10
-    assert found.images[:, 0, 0, 0].tolist() == found.labels.tolist()
-
-
-def test_misclassified_are_found_in_all_batches_and_sorted_by_loss(mistaken, capsys):
-    found = utils.get_misclassified(*mistaken)
-    assert found.indices.tolist() == [17, 4, 29]
-    assert found.labels.tolist() == [7, 4, 9], "true classes"
-    assert found.predictions.tolist() == [2, 9, 0]
-    assert found.losses.tolist() == sorted(found.losses.tolist(), reverse=True)
-    exponential = np.exp(12.0)
-    assert found.probabilities[0].item() == pytest.approx(exponential / (exponential + 9), rel=1e-4)
-    assert found.losses[0].item() == pytest.approx(np.log(exponential + 9), rel=1e-4)
-    np.testing.assert_allclose(found.images[:, 0, 0, 0], [0.17, 0.04, 0.29], atol=1e-6)
-    assert capsys.readouterr().out == "3 of 30 test images are misclassified\n"
-
-
-def test_gallery_shows_predicted_and_true_in_their_places(mistaken, config, shown):
-    found = utils.get_misclassified(*mistaken)
+    utils.plot_confusion_matrix(model, loader, config)
     utils.plot_misclassified(found, config)
-    figure, title = shown[0]
-    assert get_titles(figure)[0] == "predicted 2 (100%)\ntrue 7"
-    assert get_titles(figure)[1] == "predicted 9 (100%)\ntrue 4"
-    assert len(get_pictures(figure)) == 3, "fewer than ten mistakes"
-    assert "3 of 3 mistakes" in title
-    assert "not CIFAR-10" in title
+    utils.plot_gradcam(model, found, config, target_layer=model.conv)
+    texts = [text for figure, _ in shown for text in figure.findobj(Text)]
+    assert not any(text.get_parse_math() for text in texts if "$" in text.get_text())
+    ticks = [label.get_text() for label in shown[0][0].axes[0].get_xticklabels()]
+    assert ticks[:4] == HARD_NAMES[:4]
+    assert all(len(line) <= 16 for tick in ticks for line in tick.split("\n"))
+    assert max(tick.count("\n") for tick in ticks) == 1
+    assert shown[1][0].axes[0].get_title().startswith("predicted $20 (")
 
 
-def test_gallery_shows_true_colours(config, shown, monkeypatch):
-    picture = np.random.default_rng(0).random((32, 32, 3), dtype=np.float32)
-    mean, std = np.float32(config.mean), np.float32(config.std)
-    normalized = torch.tensor((picture - mean) / std).permute(2, 0, 1)[None]
-    one = torch.tensor([0])
-    found = utils.Misclassified(normalized, one, one + 1, one + 0.5, one + 1.0, one)
-    utils.plot_misclassified(found, config)
-    np.testing.assert_allclose(get_pictures(shown[0][0])[0], picture, atol=1e-5)
-
-
-@pytest.mark.parametrize("count", [1, 4, 6, 10, 25])
-def test_gallery_of_any_size(config, shown, count):
-    labels = torch.arange(count) % 10
-    images = torch.zeros(count, 3, 32, 32)
-    found = utils.Misclassified(images, labels, labels, labels / 10, labels / 10, labels)
-    utils.plot_misclassified(found, config)
-    assert len(get_pictures(shown[0][0])) == min(count, 10)
-
-
-def test_no_mistake_is_a_sentence(config, shown, capsys, model):
-    nothing = torch.zeros(0, dtype=torch.int64)
-    found = utils.Misclassified(torch.zeros(0, 3, 32, 32), *[nothing] * 5)
-    utils.plot_misclassified(found, config)
-    utils.plot_gradcam(model, found, config, target_layer=model[0])
-    assert capsys.readouterr().out.count("no misclassified images to show") == 2
-    assert not shown
+def test_confusion_matrix_of_100_classes_is_fast_and_readable(make_config, shown):
+    batches = [(torch.rand(500, 3, 32, 32), torch.arange(500) % 100)]
+    config = make_config(classes=[f"class {i}" for i in range(100)])
+    begin = time.perf_counter()
+    utils.plot_confusion_matrix(Reader(100), batches, config)
+    assert time.perf_counter() - begin < 5
+    axis = shown[0][0].axes[0]
+    assert not [text for text in axis.texts if text.get_visible()], "no numbers"
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert 5 <= len(labels) <= 21
+        assert all(f"class {5 * i}" in label.get_text() for i, label in enumerate(labels))
 
 
 # GradCAM
-
-
-@pytest.fixture
-def network():
-    """A convolution whose 10 maps, pooled, are the logits: GradCAM of class k is map k, exactly."""
-    conv = nn.Conv2d(3, 10, 1, bias=False)
-    with torch.no_grad():
-        conv.weight.zero_()
-        conv.weight[0, 0], conv.weight[1, 1], conv.weight[2, 2] = 1, 1, 1
-    return nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
 @pytest.fixture
 def found():
     """Two images with a red, a green and a blue square: true classes 1 and 2, predicted 0 and 1."""
@@ -130,185 +226,81 @@ def found():
     return utils.Misclassified(images, labels, labels - 1, labels / 4, labels / 2, labels)
 
 
-def test_gradcam_explains_each_image_for_its_own_two_classes(network, found, config, shown):
-    utils.plot_gradcam(network, found, config, target_layer=network[0])
-    figure, _ = shown[0]
-    heats = [axis.get_images()[1].get_array() for axis in figure.axes if len(axis.get_images()) > 1]
-    squares = [(slice(0, 8),) * 2, (slice(12, 20),) * 2, (slice(24, 32),) * 2]
-    for heat, wanted in zip(heats, (0, 1, 1, 2), strict=True):  # predicted twice, true twice
-        means = [heat[square].mean() for square in squares]
-        assert np.argmax(means) == wanted
-        assert means[wanted] > 0.9
-        assert sorted(means)[1] < 0.1
-    assert get_titles(figure) == [
-        *("image", "image"),
-        *("predicted\n0", "predicted\n1"),
-        *("true\n1", "true\n2"),
-    ]
+@pytest.fixture
+def explain(found, config, shown):
+    """Return a function that draws GradCAM and returns headings and maps."""
+
+    def explain(model, layer):
+        utils.plot_gradcam(model, found, config, target_layer=layer)
+        axes = shown[-1][0].axes
+        maps = [axis.get_images()[1].get_array() for axis in axes if len(axis.get_images()) > 1]
+        return [axis.get_title() for axis in axes], maps
+
+    return explain
 
 
-def test_gradcam_explains_a_frozen_network_as_well(network, found, config, shown):
-    for frozen in (False, True):
-        network.requires_grad_(not frozen)
-        utils.plot_gradcam(network, found, config, target_layer=network[0])
-    heats = [
-        [axis.get_images()[1].get_array() for axis in figure.axes if len(axis.get_images()) > 1]
-        for figure, _ in shown
-    ]
-    np.testing.assert_array_equal(*heats)
-    assert not found.images.requires_grad
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_gradcam_explains_each_image_for_its_own_two_classes(explain, is_frozen):
+    """With 10 maps that, pooled, are the logits: GradCAM of class k is map k, exactly."""
+    conv = nn.Conv2d(3, 10, 1, bias=False)
+    conv.weight = nn.Parameter(torch.eye(10)[:, :3, None, None].clone())
+    model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    headings, maps = explain(model.requires_grad_(not is_frozen), conv)
+    assert headings == [*["image"] * 2, *["predicted\n0", "predicted\n1", "true\n1", "true\n2"]]
+    squares = [(slice(i, i + 8),) * 2 for i in (0, 12, 24)]
+    means = [[heat[square].mean() for square in squares] for heat in maps]
+    expected = np.eye(3)[[0, 1, 1, 2]]  # predicted twice, true twice
+    np.testing.assert_allclose(means, expected, atol=0.1)
 
 
-def test_gradcam_leaves_the_model_as_it_was(config, found):
-    model = ResNet18().train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    utils.plot_gradcam(model, found, config, target_layer=model.layer3[-1])
-    assert model.training
-    assert not any(module._forward_hooks for module in model.modules())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+class Layers(nn.Module):
+    """A convolution, BatchNorm, what a function makes of both, and a linear layer."""
+
+    def __init__(self, make):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.odd, self.linear, self.make = nn.ReLU(), nn.Linear(8 * 32 * 32, 10), make
+
+    def forward(self, images):
+        return self.linear(self.make(self, self.conv(images)).flatten(1))
 
 
-def test_gradcam_refuses_layer4_and_names_layer3(config, found):
-    model = ResNet18()
-    with pytest.raises(ValueError, match=r"4 x 4 pixels.*model\.layer3\[-1\].*8 x 8"):
+IN_PLACE = {
+    "relu": [lambda m, x: m.bn(x).relu_(), lambda m, x: m.bn(x).relu()],
+    "out += x": [lambda m, x: m.bn(x).add_(x).relu_(), lambda m, x: (m.bn(x) + x).relu()],
+}
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_gradcam_is_the_same_when_what_follows_works_in_place(explain, kind):
+    models = [Layers(make) for make in IN_PLACE[kind]]
+    first, second = (explain(model, model.bn)[1] for model in models)
+    assert np.ptp(first) > 0.5
+    np.testing.assert_array_equal(first, second)
+
+
+NO_MAPS = {
+    "(N, H, W, C)": lambda x: x.permute(0, 2, 3, 1), "(N, L, C)": lambda x: x.flatten(2).mT,
+    "tuple": lambda x: (x, x), "list": lambda x: [x], "twice": None, "never": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_MAPS)
+def test_layer_without_maps_is_told_what_is_needed(found, config, kind):
+    model = Layers(lambda m, x: m.bn(m.bn(x)) + 0 * m.odd(x)[0].sum())
+    model.odd.forward = NO_MAPS[kind]
+    if kind in ("twice", "never"):
+        model.make = lambda m, x: m.bn(m.bn(x))
+    with pytest.raises(ValueError, match=r"maps \(N, C, H, W\).*once"):
+        utils.plot_gradcam(model, found, config, model.bn if kind == "twice" else model.odd)
+
+
+def test_coarse_maps_are_told_and_no_mistake_is_a_sentence(found, config, shown, capsys):
+    model, nothing = ResNet18(), utils.Misclassified(*(column[:0] for column in found))
+    with pytest.raises(ValueError, match=r"4 x 4.*model\.layer3\[-1\].*8 x 8"):
         utils.plot_gradcam(model, found, config, target_layer=model.layer4[-1])
-
-
-def test_gradcam_refuses_a_layer_of_another_model(config, found):
-    with pytest.raises(ValueError, match=r"not in the model.*model\.layer3"):
-        utils.plot_gradcam(ResNet18(), found, config, target_layer=ResNet18().layer3[-1])
-
-
-def test_gradcam_refuses_a_layer_without_maps(config, found):
-    model = ResNet18()
-    with pytest.raises(ValueError, match="makes no maps"):
-        utils.plot_gradcam(model, found, config, target_layer=model.linear)
-
-
-# Curves, confusion, samples
-
-
-def make_history(epochs=4):
-    ramp = [float(i) for i in range(1, epochs + 1)]
-    return {
-        "train_loss": ramp[::-1],
-        "train_accuracy": [20 * value for value in ramp],
-        "test_loss": [2.0, 0.5, 0.7, 0.9][:epochs],
-        "test_accuracy": [40.0, 80.0, 78.0, 77.5][:epochs],
-        "seconds": ramp,
-        "lr": [0.1, 0.4, 0.2, 0.0] * epochs,
-    }
-
-
-def test_history_shows_both_curves_and_the_last_accuracy(config, shown):
-    utils.plot_history(make_history(), config)
-    figure, title = shown[0]
-    assert title.startswith("Test accuracy after epoch 4: 77.50 %"), "the last, not the best"
-    loss, accuracy, lr = figure.axes
-    for axis, name in ((loss, "loss"), (accuracy, "accuracy")):
-        lines = {line.get_label(): line.get_ydata() for line in axis.lines}
-        np.testing.assert_array_equal(lines["test"], make_history()[f"test_{name}"])
-        np.testing.assert_array_equal(lines["train (augmented)"], make_history()[f"train_{name}"])
-        assert axis.get_xlabel() == "epoch"
-        assert axis.get_ylabel()
-    assert "best test: 0.5 in epoch 2" in [line.get_label() for line in loss.lines]
-    assert "best test: 80 in epoch 2" in [line.get_label() for line in accuracy.lines]
-    np.testing.assert_array_equal(lr.lines[0].get_ydata(), make_history()["lr"])
-    assert (lr.get_xlabel(), lr.get_ylabel()) == ("step", "learning rate")
-
-
-def test_history_of_a_single_epoch(config, shown):
-    utils.plot_history(make_history(1), config)
-    assert "40.00 %" in shown[0][1]
-    loss, accuracy, _ = shown[0][0].axes
-    for axis in (loss, accuracy):
-        markers = {line.get_label(): line.get_marker() for line in axis.lines}
-        assert markers["train (augmented)"] == ".", "no line is seen of a single point"
-
-
-def test_confusion_matrix_has_true_classes_in_rows(mistaken, config, shown):
-    utils.plot_confusion_matrix(*mistaken, config)
-    figure, title = shown[0]
-    matrix = figure.axes[0].get_images()[0].get_array()
-    assert matrix.sum() == 30
-    assert matrix[7, 2] == matrix[4, 9] == matrix[9, 0] == 1
-    assert matrix.trace() == 27
-    assert "mixed up most: 1 of 3 mistakes" in title
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels[7] == "7: 66.7 %"
-    assert labels[0] == "0: 100.0 %"
-
-
-def test_class_without_images_has_no_accuracy(model, make_loader, config, shown):
-    loader = make_loader(torch.zeros(6, 3, 32, 32), torch.tensor([1] * 6), 6)
-    utils.plot_confusion_matrix(model, loader, config)
-    labels = [label.get_text() for label in shown[0][0].axes[0].get_yticklabels()]
-    assert [label for label in labels if "nan" not in label] in (["1: 0.0 %"], ["1: 100.0 %"])
-
-
-def test_samples_are_shown_plain_and_augmented(loaders, config, shown):
-    utils.plot_samples(loaders[0], config, count=6)
-    pictures = get_pictures(shown[0][0])
-    assert len(pictures) == 12
-    dataset = loaders[0].dataset
-    for picture, image in zip(pictures[:6], dataset.images[:6].numpy(), strict=True):
-        np.testing.assert_array_equal(picture, image)
-    assert get_titles(shown[0][0])[:6] == [config.classes[label] for label in dataset.labels[:6]]
-    for picture, image in zip(pictures[6:], dataset.images[:6].numpy(), strict=True):
-        assert picture.shape == (32, 32, 3)
-        assert not np.allclose(picture, image / 255, atol=0.01), "the lower row is augmented"
-
-
-def test_images_are_not_smoothed_or_turned(found, config, shown):
-    utils.plot_misclassified(found, config)
-    image = shown[0][0].axes[0].get_images()[0]
-    assert image.get_interpolation() == "nearest"
-    reds = image.get_array()[..., 0] > image.get_array()[..., 2]
-    assert reds[:8, :8].all(), "the red square is in the upper left corner"
-
-
-def test_denormalize_undoes_normalize(config):
-    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    pictures = utils.denormalize(utils.Normalize(config.mean, config.std)(images), config)
-    expected = images.permute(0, 2, 3, 1).numpy() / 255
-    np.testing.assert_allclose(pictures, expected, atol=1e-6)
-
-
-# Saving and showing
-
-
-def test_every_figure_is_saved_titled_and_closed(loaders, model, config, shown):
-    utils.plot_samples(loaders[0], config)
-    utils.find_lr(model, loaders[0], config)
-    utils.plot_history(make_history(), config)
-    utils.plot_confusion_matrix(model, loaders[1], config)
-    found = utils.get_misclassified(model, loaders[1])
-    utils.plot_misclassified(found, config)
-    utils.plot_gradcam(model, found, config, target_layer=model[0])
-    names = {"samples", "lr_finder", "history", "confusion_matrix", "misclassified", "gradcam"}
-    files = {path.name for path in config.output_dir.iterdir()}
-    assert files == {f"{name}.png" for name in names} | {"lr_finder.json"}
-    assert len(shown) == 6
-    assert all("not CIFAR-10" in title for _, title in shown)
-    assert plt.get_fignums() == []
-
-
-def test_a_full_run_has_no_caveat_in_its_titles(make_config, shown):
-    utils.plot_history(make_history(), make_config("full"))
-    assert shown[0][1] == "Test accuracy after epoch 4: 77.50 %"
-
-
-def test_a_run_on_part_of_the_images_says_so(make_config, shown):
-    utils.plot_history(make_history(), make_config("full", train_images=4096))
-    assert "4,096 images only" in shown[0][1]
-
-
-def test_figures_are_shown_in_a_notebook_only(config, monkeypatch, capsys):
-    calls = []
-    monkeypatch.setattr(plt, "show", lambda: calls.append(1))
-    utils.plot_history(make_history(), config)
-    assert not calls
-    assert "Figure saved: " in capsys.readouterr().out
-    monkeypatch.setattr(plt, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
-    utils.plot_history(make_history(), config)
-    assert calls
+    utils.plot_misclassified(nothing, config)
+    utils.plot_gradcam(model, nothing, config, target_layer=model.layer3[-1])
+    assert capsys.readouterr().out.count("no misclassified images to show") == 2
+    assert not shown
