@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 import torchinfo
 import torchvision
-from IPython.display import Image, display
+from IPython import display, get_ipython
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from scipy.ndimage import gaussian_filter1d
@@ -710,8 +710,8 @@ def show_figure(figure: plt.Figure, title: str, name: str, config: Config):
     replace_file(path, lambda file: file.write(picture.getbuffer()))
     if "inline" in plt.get_backend():
         plt.show()
-    elif "ipykernel" in sys.modules:  # a notebook with another backend
-        display(Image(picture.getvalue()))
+    elif hasattr(get_ipython(), "kernel"):  # a notebook with another backend
+        display.display(display.Image(picture.getvalue()))
     else:  # in a terminal, a window would only hold up the run
         print(f"Figure: {path}")
     plt.close(figure)
