@@ -684,11 +684,11 @@ def choose_peak(lrs: list[float], losses: list[float]) -> tuple[float, np.ndarra
     rate before half of the fall is lost. Raises ValueError if there is no fall."""
     n = [*np.isfinite(losses), False].index(False)
     smoothed = gaussian_filter1d(np.float64(losses[:n]), sigma=max(1, n / 40), mode="nearest")
-    lowest = smoothed.argmin() if n else 0
-    if lowest < 5:
+    if n == 0 or smoothed.argmin() < 5:
         raise ValueError(f"The loss only rises: start below {lrs[0]:.2g}, or check the data.")
-    is_lost = [*(smoothed[lowest:] > (smoothed[0] + smoothed[lowest]) / 2), True]
-    return lrs[lowest + is_lost.index(True) - 1], smoothed
+    fall = smoothed[0] - np.minimum.accumulate(smoothed)  # so far: behind a bump, more may come
+    is_lost = [*((smoothed > smoothed[0] - fall / 2) & (fall > fall[-1] / 2)), True]
+    return lrs[is_lost.index(True) - 1], smoothed
 
 
 # --- 6. Plots: saved in config.output_dir, and shown in a notebook --------------------------------
