@@ -17,7 +17,6 @@ import utils
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINKS = [link for link in re.findall(r"\]\(([^)\s]+)\)", README) if not link.startswith("http")]
-COMMANDS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 (RECIPES,) = re.findall(r"^\|\s*I want[^\n]*\n\|[-| :]+\n((?:\|.*\n)+)", README, flags=re.M)
 RECIPES = [row.strip("|\n ").split(" | ", 1) for row in RECIPES.splitlines()]
 
@@ -44,11 +43,6 @@ def test_tables_are_those_of_results_json(monkeypatch):
     assert import_module("report").update_readme(check=True) == 0, "run python benchmarks/report.py"
     assert "<!-- begin: headline -->" in README
     assert README.count("<!-- begin: ") == README.count("<!-- end: ")
-
-
-def test_test_line_is_what_ci_runs():
-    (line,) = (command for command in COMMANDS if "pytest --nbval" in command)
-    assert line.strip() in (ROOT / ".ci" / "run").read_text()
 
 
 def test_requirements_are_lower_bounds_only():
