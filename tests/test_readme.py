@@ -6,7 +6,9 @@ import sys
 from collections import OrderedDict
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -76,13 +78,11 @@ def test_one_command_fills_in_the_owner_everywhere(tmp_path):
 # "I want to ...": each line does what it says, with small stand-ins
 
 
-class FakeImages:
-    """Stand in for any of torchvision's sets of 32 x 32 images, with random ones of 100 classes."""
-
-    def __init__(self, root, train=True, **options):
-        generator = torch.Generator().manual_seed(0)
-        self.data = torch.randint(256, (100, 32, 32, 3), generator=generator).byte().numpy()
-        self.targets, self.classes = list(range(100)), [f"class {i}" for i in range(100)]
+def make_images(root, train=True, **options):
+    """Stand in for any of torchvision's sets of 32 x 32 images, with black ones of 100 classes."""
+    data, classes = np.zeros((100, 32, 32, 3), np.uint8), [f"class {i}" for i in range(100)]
+    data[:, :16] = 255
+    return SimpleNamespace(data=data, targets=list(range(100)), classes=classes)
 
 
 def make_network(num_classes=10):
@@ -96,12 +96,14 @@ def notebook(tmp_path, monkeypatch):
     """Return the names that the notebook has defined when a recipe's line is put into it."""
     monkeypatch.chdir(tmp_path)
     for name in ("CIFAR10", "CIFAR100"):
-        monkeypatch.setattr(torchvision.datasets, name, FakeImages)
+        monkeypatch.setattr(torchvision.datasets, name, make_images)
     short = {"device": "cpu", "epochs": 1, "batch_size": 50, "output_dir": tmp_path}
     get_config = utils.get_config
     monkeypatch.setattr(utils, "get_config", lambda *args, **own: get_config(*args, **own | short))
     names = {"utils": utils, "torch": torch, "torchvision": torchvision, "max_lr": 0.01}
-    names |= dict.fromkeys(["ResNet18", "ResNet34", "MyNetwork"], make_network)
+    mine = SimpleNamespace(MyNetwork=make_network)
+    monkeypatch.setitem(sys.modules, "models.mine", mine)
+    names["ResNet18"] = make_network
     names |= {"config": utils.get_config("quick", train_images=100), "model": make_network()}
     names["train_loader"], names["test_loader"] = utils.get_dataloaders(names["config"])
     names["misclassified"] = utils.get_misclassified(names["model"], names["test_loader"])
