@@ -2,8 +2,10 @@
 
 import sys
 from pathlib import Path
-from unittest.mock import Mock
+from types import SimpleNamespace
+from unittest.mock import DEFAULT, Mock
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -32,41 +34,28 @@ def make_network():
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 10))
 
 
-class FakeCIFAR10:
-    """100 training images and 30 test images, whose colour tells the class."""
-
-    def __init__(self, root, train=True):
-        n = 100 if train else 30
-        self.targets = [i % 10 for i in range(n)]
-        noise = torch.randint(0, 30, (n, 32, 32, 3), generator=torch.Generator().manual_seed(n))
-        self.data = (noise + 22 * torch.tensor(self.targets).view(-1, 1, 1, 1)).byte().numpy()
+def make_cifar10(root, train=True):
+    """Return 100 training images or 30 test images, whose colour tells the class."""
+    targets = [i % 10 for i in range(100 if train else 30)]
+    noise = np.random.default_rng(0).integers(0, 30, (len(targets), 32, 32, 3), np.uint8)
+    return SimpleNamespace(
+        data=noise + np.uint8(22) * np.uint8(targets)[:, None, None, None], targets=targets
+    )
 
 
 @pytest.fixture
-def log(monkeypatch):
-    """Collect the epochs that are trained, in which log[0] may stop, and all that is predicted."""
-    train, predict, log = utils.train, utils.predict, [None]
-
-    def note_train(model, loader, *args):
-        log.append(("train", len(loader.dataset)))
-        if log.count(log[-1]) == log[0]:
-            raise KeyboardInterrupt
-        return train(model, loader, *args)
-
-    def note_predict(model, loader):
-        logits, labels = predict(model, loader)
-        log.append(("predict", len(labels)))
-        return logits, labels
-
-    monkeypatch.setattr(utils, "train", note_train)
-    monkeypatch.setattr(utils, "predict", note_predict)
-    return log
+def spies(monkeypatch):
+    """Note all calls of utils.train and utils.predict."""
+    spies = Mock(train=Mock(wraps=utils.train), predict=Mock(wraps=utils.predict))
+    monkeypatch.setattr(utils, "train", spies.train)
+    monkeypatch.setattr(utils, "predict", spies.predict)
+    return spies
 
 
 @pytest.fixture(autouse=True)
 def call(tmp_path, monkeypatch):
     """Return a function that runs a script in tmp_path, and returns the rows of a part."""
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCIFAR10)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", make_cifar10)
     monkeypatch.setattr(common, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     for script in (sweep, speed):
@@ -82,32 +71,39 @@ def call(tmp_path, monkeypatch):
     return run
 
 
-def test_sweep_trains_every_combination_once_and_never_tests(call, log):
+def count_images(spy):
+    return {len(call.args[1].dataset) for call in spy.call_args_list}
+
+
+def test_sweep_trains_every_combination_once_and_never_tests(call, spies):
     rows = call(sweep, "momentum=0.8,0.9", *TRAINED)
     expected = [(0.8, 0), (0.9, 0), (0.8, 1), (0.9, 1)]
     assert [(row["settings"]["momentum"], row["seed"]) for row in rows] == expected
-    assert set(log[1:]) == {("train", 90), ("predict", 10)}, "a tenth of the training images"
+    assert (count_images(spies.train), count_images(spies.predict)) == ({90}, {10})
     assert call(sweep, *TRAINED[:3], "momentum=0.9,0.8", "--seeds=2") == rows, "in another order"
-    assert log.count(("train", 90)) == 8, "nothing is trained again"
+    assert spies.train.call_count == 8, "nothing is trained again"
 
 
 @pytest.mark.parametrize("script", [sweep, record])
-def test_ctrl_c_appends_nothing_and_a_new_call_goes_on(call, log, script):
-    log[0] = 4
+def test_ctrl_c_appends_nothing_and_a_new_call_goes_on(call, spies, script):
+    spies.train.side_effect = [DEFAULT, DEFAULT, DEFAULT, KeyboardInterrupt]
     with pytest.raises(KeyboardInterrupt):
         call(script, *TRAINED)
     assert [row["seed"] for row in common.read_results()[script.__name__]] == [0]
-    log[:] = [None]
+    spies.train.side_effect = None
     assert [row["seed"] for row in call(script, *TRAINED)] == [0, 1]
-    assert [name for name, _ in log[1:]].count("train") == 1, "the epoch that was missing"
+    assert spies.train.call_count == 5, "the epoch that was missing"
 
 
-def test_record_tests_once_after_the_end(call, log, tmp_path):
-    (tmp_path / "near.csv").write_text("TestID,TrainID\n0,5\n3,5\n3,7\n")
-    (row, _) = call(record, *TRAINED, "--near-duplicates=near.csv")
-    epoch = [("train", 100), ("predict", 10)]
-    assert log[1:] == (epoch * 2 + [("predict", 30)] * 2) * 2
-    assert (row["test_images"], "without_near_duplicates" in row) == (30, True)
+def test_record_tests_once_after_the_end(call, spies, tmp_path):
+    (row, _) = call(record, *TRAINED)
+    assert [name for name, *_ in spies.mock_calls] == [
+        *["train", "predict"] * 2,
+        *["predict"] * 2,
+    ] * 2
+    assert (count_images(spies.train), row["test_images"]) == ({100}, 30)
+    sizes = [len(call.args[1].dataset) for call in spies.predict.call_args_list[:3]]
+    assert sizes == [10, 10, 30], "training images that were held out, and the test images"
     assert not list(tmp_path.rglob("checkpoint.pt"))
     assert "| probe accuracy |" in report.get_blocks(common.read_results())["log"]
 

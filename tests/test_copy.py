@@ -26,7 +26,7 @@ def run(folder, *command):
 
 
 def change_notebook(path, output_dir):
-    """Set the parameters, and the numbers that other runs print differently."""
+    """Set the parameters."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     (cell,) = (c for c in notebook["cells"] if "utils.get_config(" in "".join(c["source"]))
     source = "".join(cell["source"])
@@ -34,12 +34,6 @@ def change_notebook(path, output_dir):
         source, count = re.subn(rf"(?m)^(    {name}=)[^,\n]*,", rf"\g<1>{value},", source)
         assert count == 1, f"{name} is a line of the parameters cell"
     cell["source"] = source.splitlines(keepends=True)
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            if "text" in output and "nbval-ignore-output" in cell["metadata"].get("tags", []):
-                text = "".join(output["text"])
-                text = re.sub(r"\d\.\d\d", lambda m: f"{(float(m[0]) + 1.37) % 10:.2f}", text)
-                output["text"] = text.splitlines(keepends=True)
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -71,16 +65,12 @@ def copy(tmp_path, request):
     return folder
 
 
-@pytest.mark.parametrize("copy", ["outputs/mine"], indirect=True)
+@pytest.mark.parametrize("copy", ["outputs/mine", "/content/drive/MyDrive/S11"], indirect=True)
 def test_a_copy_passes_the_tests_that_look_at_it(copy):
     run(copy, "benchmarks/report.py", "outputs/full")
     readme = (copy / "README.md").read_text(encoding="utf-8")
     assert "with cutout size 8, optimizer sgd (one run)" in readme
     assert "| 20 | 3.714 |" in readme
     assert (copy / "images" / "history.png").read_text() == "full"
-    run(copy, "-m", "pytest", "-q", "tests/test_readme.py", "tests/test_notebook.py")
-
-
-@pytest.mark.parametrize("copy", ["/content/drive/MyDrive/S11"], indirect=True)
-def test_a_copy_with_a_google_drive_runs_its_notebook(copy):
-    run(copy, "-m", "pytest", "-q", "--nbval", "S11.ipynb", "tests/test_notebook.py")
+    tests = "S11.ipynb", "tests/test_readme.py", "tests/test_notebook.py"
+    run(copy, "-m", "pytest", "-q", "--nbval", *tests)
