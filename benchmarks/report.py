@@ -17,6 +17,7 @@ from statistics import mean, median, stdev
 import common
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import LogLocator
 
 import utils
 
@@ -72,17 +73,18 @@ def get_blocks(results: dict) -> dict[str, str]:
     if record := results.get("record"):
         history, settings = record[0]["history"], record[0]["settings"]
         names = list(history)[1:4]  # without the training loss
-        columns = zip(range(1, 1000), *(history[name] for name in names), strict=False)
-        lines = [[epoch, *(f"{value:#.4g}" for value in values)] for epoch, *values in columns]
+        columns = zip(*(history[name] for name in names), strict=True)
+        lines = [[i, *(f"{value:#.4g}" for value in row)] for i, row in enumerate(columns, 1)]
         halves = lines[: (len(lines) + 1) // 2], lines[(len(lines) + 1) // 2 :]
         head = " | ".join(["epoch", *names] * 2).replace("_", " ")
         rows = [left + right for left, right in zip_longest(*halves, fillvalue=[])]
         blocks["log"] = make_table(head, rows)
         same = [row["accuracy"] for row in record if row["settings"] == settings]
         runs = f"mean ± standard deviation of {len(same)} seeds" if same[1:] else "one run"
-        count, epochs = f"{record[0]['test_images']:,} test images", f"{len(lines)} epochs"
-        told = f"are right after {epochs} with {describe(settings)} ({runs})."
-        blocks["headline"] = f"**{average(same)}** of the {count} {told}"
+        blocks["headline"] = (
+            f"**{average(same)}** of the {record[0]['test_images']:,} test images are right "
+            f"after {len(lines)} epochs with {describe(settings)} ({runs})."
+        )
     lines = []
     for divided, peaks in sorted(group_sweep(results).items()):
         best = max(peaks, key=lambda peak: mean(peaks[peak]))
@@ -90,11 +92,12 @@ def get_blocks(results: dict) -> dict[str, str]:
         lines.append([*divided, peak, average(peaks[best]), len(peaks[best])])
     head = "runs | setting | peak learning rate | accuracy on validation images | seeds"
     blocks["settings"] = make_table(head, lines)
-    lines = [
-        [row["what"], f"{row['plain']:.3g} s", f"{row['ours']:.3g} s", row["machine"]]
-        for row in results.get("speed", [])
-    ]
-    blocks["speed"] = make_table("what | plain | ours | machine", lines)
+    lines = []
+    for row in results.get("speed", []):
+        plain, ours = row["plain"], row["ours"]
+        cells = [row["what"], f"{plain:.3g} s", f"{ours:.3g} s", f"**{plain / ours:.1f} x**"]
+        lines.append([*cells, row["machine"]])
+    blocks["speed"] = make_table("what | plain | ours | ratio | machine", lines)
     return blocks
 
 
@@ -132,15 +135,15 @@ def draw_sweep(results: dict):
         for peak in {row["max_lr"] for row in asked if divide(row) == (run, setting)}:
             axis.axvline(peak, color=color, ls=":", label=f"LR finder's peak for {name}")
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_title(f"{', '.join(titles)}\n({run})")
     axis.legend()
     figure.savefig(common.ROOT / "images" / "lr_sweep.png")
-    plt.close(figure)
 
 
-def read_run(folder: Path) -> dict:
-    """Return the row of a finished run; ValueError if there is none on all of CIFAR-10."""
+def take_run(folder: Path, add: bool):
+    """Put a run into the record and its figures into images/; ValueError if it is no result."""
     path, defaults = folder / "checkpoint.pt", vars(utils.Config)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -154,20 +157,12 @@ def read_run(folder: Path) -> dict:
         to_go = run["epochs"] - len(history["test_loss"])
     except Exception as error:  # there is no telling what a damaged file raises
         raise ValueError(f"{path} is missing or damaged ({type(error).__name__}).") from None
-    if to_go or not is_whole:
-        problem = (
-            f"has {to_go} of {run['epochs']} epochs to go"
-            if to_go
-            else "is not of a run on all of CIFAR-10"
-        )
-        raise ValueError(f"{path} {problem}, so it is no result.")
-    return row
-
-
-def take_run(folder: Path, add: bool):
-    """Put a run into the record, and its figures into images/ unless it is added."""
-    row, old = read_run(folder), common.read_results().get("record", [])
-    if add and any(other["settings"] != row["settings"] for other in old):
+    if to_go:
+        raise ValueError(f"{path} has {to_go} of {run['epochs']} epochs to go.")
+    if not is_whole:
+        raise ValueError(f"{path} is not of a run on all of CIFAR-10, so it is no result.")
+    old = common.read_results().get("record", [])
+    if add and any(other["settings"] != changed for other in old):
         raise ValueError(f"{folder} has other settings than the record: leave out --add.")
     gone = [other for other in old if not add or other["seed"] == row["seed"]]
     common.add_row("record", row, keep=lambda other: other not in gone)

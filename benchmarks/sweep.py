@@ -84,14 +84,15 @@ def train(settings: dict, seed: int, folder: Path, test=None) -> dict:
     model = ResNet18().to(config.device, memory_format=torch.channels_last)
     train_epoch = pull_levers(settings, model, loader.dataset, config.epochs)
     anneal = partial(lr_scheduler.OneCycleLR, anneal_strategy=settings.get("anneal", "cos"))
-    row = {"settings": settings, "seed": seed, "machine": utils.describe_machine(config.device)}
+    row = {"settings": settings, "seed": seed, "max_lr": settings.get("max_lr")}
+    row["machine"] = utils.describe_machine(config.device)
     with (
         mock.patch.object(utils, "train", train_epoch),
         mock.patch.object(lr_scheduler, "OneCycleLR", anneal),
         mock.patch.object(utils, "plot_lr_finder") as plot,
     ):
-        row["max_lr"] = settings.get("max_lr") or utils.find_lr(model, loader, config)
-        if plot.called:
+        if "max_lr" not in settings:
+            row["max_lr"] = utils.find_lr(model, loader, config)
             row["finder"] = dict(zip(("lr", "loss"), plot.call_args.args, strict=False))
         try:
             history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)

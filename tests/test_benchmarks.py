@@ -97,10 +97,8 @@ def test_ctrl_c_appends_nothing_and_a_new_call_goes_on(call, spies, script):
 
 def test_record_tests_once_after_the_end(call, spies, tmp_path):
     (row, _) = call(record, *TRAINED)
-    assert [name for name, *_ in spies.mock_calls] == [
-        *["train", "predict"] * 2,
-        *["predict"] * 2,
-    ] * 2
+    order = "train predict train predict predict predict "
+    assert [name for name, *_ in spies.mock_calls] == (2 * order).split()
     assert (count_images(spies.train), row["test_images"]) == ({100}, 30)
     sizes = [len(call.args[1].dataset) for call in spies.predict.call_args_list[:3]]
     assert sizes == [10, 10, 30], "training images that were held out, and the test images"
@@ -124,6 +122,13 @@ def test_scores_count_both_mirror_images_together(tmp_path):
 def test_the_lr_finder_is_asked_and_its_curve_kept(call):
     (row,) = call(sweep, "epochs=1", "batch_size=45", "lr_finder_steps=20", "--seeds=1")
     assert utils.choose_peak(*row["finder"].values())[0] == row["max_lr"]
+
+
+@pytest.mark.parametrize("setting", ["depth=3", "seed=3", "max_lr=0", "weight_decay"])
+def test_bad_settings_are_told(call, setting, capsys):
+    with pytest.raises((TypeError, ValueError, SystemExit)) as told:
+        call(record, *TRAINED[:2], setting)
+    assert setting.partition("=")[0] in str(told.value) + capsys.readouterr().err
 
 
 def test_diverged_runs_are_kept_by_the_sweep_only(call, monkeypatch):
