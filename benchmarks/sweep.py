@@ -122,6 +122,7 @@ def main(part: str = "sweep", doc: str = __doc__, test=None):
         if (settings, seed) not in done:
             words = [f"{name}={value}" for name, value in settings.items()]
             folder = Path("outputs", part, "-".join([*words, f"seed-{seed}"]))
+            print(f"*** {settings}, seed {seed} ***", flush=True)
             common.add_row(part, train(settings, seed, folder, test))
             shutil.rmtree(folder, ignore_errors=True)  # or a run of later code would go on there
 
