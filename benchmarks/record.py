@@ -2,23 +2,38 @@
 
     python benchmarks/record.py --seeds 5
     python benchmarks/record.py --seeds 5 cutout_size=8     # another setting, as in sweep.py
-    python benchmarks/record.py --smoke                     # a few digits: does it run?
 
-Every seed is added to results.json, and not trained again; a run that was stopped goes on from its
-checkpoint in outputs/. After each epoch, 5,000 of the training images, not augmented, show how it
-goes. In the end, the test images are read as they are, for the result; with their mirror images;
-and without near duplicates of training images, if --near-duplicates names a CSV file with their
-numbers in a column TestID, as ciFAIR has it (Barz & Denzler, 2020, doi:10.3390/jimaging6060041).
+A stopped run goes on, as in sweep.py. --near-duplicates names a CSV file whose column TestID has
+the numbers of test images with nearly the same picture among the training images (from ciFAIR).
 """
 
+import csv
+from functools import partial
+
 import common
-from sweep import run_missing
+import sweep
+import torch
+
+import utils
 
 
-def main():
-    """Train, and test."""
-    run_missing("record", __doc__, "--near-duplicates")
+def test(model, loader, near_duplicates) -> dict:
+    """Return the loss and, in %, the accuracies: one view, mirrored views, no near duplicates."""
+    logits, labels = utils.predict(model, loader)
+    mirrored, _ = utils.predict(model, ((images.flip(3), labels) for images, labels in loader))
+    right, both = ((x.argmax(1) == labels).tolist() for x in (logits, logits + mirrored))
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    row = {"test_images": len(right), "loss": loss, "accuracy": 100 * sum(right) / len(right)}
+    row["mirrored_accuracy"] = 100 * sum(both) / len(both)
+    if near_duplicates:
+        lines = csv.DictReader(near_duplicates.read_text().split())
+        numbers = {int(line["TestID"]) for line in lines}
+        others = [right[i] for i in range(len(right)) if i not in numbers]
+        row["without_near_duplicates"] = 100 * sum(others) / len(others)
+    return row
 
+
+main = partial(sweep.main, "record", __doc__, test)
 
 if __name__ == "__main__":
     common.keep_memory()

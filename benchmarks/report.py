@@ -1,20 +1,16 @@
 """Write the README's tables from results.json, and take a finished run of the notebook into it.
 
-    python benchmarks/report.py                       # write the tables, and draw the LR sweep
-    python benchmarks/report.py --check               # only compare: status 1 if a table differs
-    python benchmarks/report.py outputs/full          # this run replaces all of the record
-    python benchmarks/report.py outputs/full --add    # or joins them, as one more seed
-
-A run of the notebook is tested after every epoch: the last one counts. Its figures go to images/,
-unless it is added. If CIFAR-10 is there, its network is tested with mirrored images, too.
+python benchmarks/report.py                       # write the tables, and draw the LR sweep
+python benchmarks/report.py --check               # only compare: status 1 if a table differs
+python benchmarks/report.py outputs/full          # this run replaces all of the record
+python benchmarks/report.py outputs/full --add    # or joins them, as one more seed
 """
 
-import contextlib
-import json
-import re
 import shutil
 import sys
+from argparse import ArgumentParser, RawTextHelpFormatter
 from collections import defaultdict
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, median, stdev
 
@@ -22,178 +18,151 @@ import common
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.ticker import LogLocator
-from torchvision import datasets
 
 import utils
-from models.resnet import ResNet18
-
-NONE = "\u2013"  # a dash
-HEADS = {
-    "results": "seed | peak learning rate | test loss | accuracy, one view | mirrored views "
-    "| without near duplicates | training of an epoch | machine",
-    "log": "epoch | training loss | training accuracy | {0} loss | {0} accuracy",
-    "settings": "run | setting | accuracy on validation images | runs",
-    "speed": "what | plain | ours | ratio | machine",
-}
 
 
-def describe(settings: dict, form: str = "{}") -> str:
-    """Name settings, if there are any, for a reader and in this form: "half size, epochs 5"."""
+def describe(settings: dict) -> str:
+    """Name settings for a reader: "half size, epochs 5"."""
     words = [key if value is True else f"{key} {value}" for key, value in settings.items()]
-    return form.format(", ".join(words).replace("_", " ")) if words else ""
-
-
-def divide(row: dict) -> tuple[str, dict]:
-    """Return the name of the run in which a row of the sweep compares settings, and those."""
-    rest = dict(sorted(row["settings"].items()))
-    run = {n: rest.pop(n) for n in ("half_size", "epochs", "train_images") if n in rest}
-    return describe(run) or "as it is", rest
+    return ", ".join(words).replace("_", " ") or "default settings"
 
 
 def average(values: list[float]) -> str:
-    """Return mean and standard deviation of a few percentages: "95.01 ± 0.12 %"."""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "") + " %"
+    """Return mean and standard deviation of percentages: "95.01 ± 0.12 %"."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if values[1:] else "") + " %"
+
+
+def make_table(head: str, rows: list[list]) -> str:
+    """Return a table in Markdown."""
+    rows = [head.split(" | "), ["---"] * len(head.split(" | ")), *rows]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def divide(row: dict) -> tuple[str, str]:
+    """Name what a row shares with those it is compared with, and its own settings but the peak."""
+    own = {name: value for name, value in sorted(row["settings"].items()) if name != "max_lr"}
+    run = {name: own.pop(name) for name in ("profile", "half_size", "epochs") if name in own}
+    return describe(run), describe(own)
+
+
+def group_sweep(results: dict) -> dict[tuple, dict[float, list]]:
+    """Return the accuracies of the sweep as divided, and by peak to two digits."""
+    groups = defaultdict(lambda: defaultdict(list))
+    for row in results.get("sweep", []):
+        groups[divide(row)][float(f"{row['max_lr']:.2g}")].append(row.get("accuracy", 0))
+    return groups
 
 
 def get_blocks(results: dict) -> dict[str, str]:
     """Return the sentence and the tables of the README by their names."""
-    record, rows, groups = results.get("record", []), defaultdict(list), defaultdict(list)
-    blocks, kind = dict.fromkeys(["headline", *HEADS], "Not measured yet."), ""
-    for row in record:
-        seconds, mirrored = row["epoch_seconds"], row.get("mirrored_accuracy")
-        others, count = (row.get(f"{n}without_near_duplicates") for n in ("", "images_"))
-        rows["results"].append(
-            f"{row['seed']}{describe(row['settings'], ' ({})')} | {row['max_lr']:.3g} "
-            f"| {row['loss']:.4f} | **{row['accuracy']:.2f} %** "
-            f"| {NONE if mirrored is None else f'{mirrored:.2f} %'} "
-            f"| {NONE if others is None else f'{others:.2f} % of {count:,}'} "
-            f"| {f'{seconds:.1f} s' if seconds < 120 else f'{seconds / 60:.1f} min'} "
-            f"| {row['machine']}"
-        )
-    for row in record[:1]:
-        kind = "test" if "test_loss" in row["history"] else "unaugmented training"
-        columns = list(row["history"].values())[:4]
-        for epoch, (a, b, c, d) in enumerate(zip(*columns, strict=True), 1):
-            rows["log"].append(f"{epoch} | {a:.4f} | {b:.2f} % | {c:.4f} | {d:.2f} %")
-        values = [other["accuracy"] for other in record if other["settings"] == row["settings"]]
-        spread = f"of {len(values)} seeds, from {min(values):.2f} to {max(values):.2f}"
+    blocks, lines = {"headline": "Not measured yet.", "log": "Not measured yet."}, []
+    names = ("accuracy", "mirrored_accuracy", "without_near_duplicates")
+    for row in results.get("record", []):
+        cells = [
+            row["seed"],
+            describe(row["settings"]),
+            f"{row['max_lr']:.3g}",
+            f"{row['loss']:.4f}",
+        ]
+        cells += [average([row[name]]) if name in row else "\u2013" for name in names]
+        lines.append([*cells, f"{median(row['history']['seconds']):.3g} s", row["machine"]])
+    head = "seed | settings | peak learning rate | test loss | accuracy, one view | mirrored views "
+    head += "| without near duplicates | training of an epoch | machine"
+    blocks["results"] = make_table(head, lines)
+    if record := results.get("record"):
+        history, settings = record[0]["history"], record[0]["settings"]
+        names = list(history)[1:4]  # without the training loss
+        columns = zip(*(history[name] for name in names), strict=True)
+        lines = [[i, *(f"{value:#.4g}" for value in row)] for i, row in enumerate(columns, 1)]
+        halves = lines[: (len(lines) + 1) // 2], lines[(len(lines) + 1) // 2 :]
+        head = " | ".join(["epoch", *names] * 2).replace("_", " ")
+        rows = [left + right for left, right in zip_longest(*halves, fillvalue=[])]
+        blocks["log"] = make_table(head, rows)
+        same = [row["accuracy"] for row in record if row["settings"] == settings]
+        runs = f"mean ± standard deviation of {len(same)} seeds" if same[1:] else "one run"
         blocks["headline"] = (
-            f"**{average(values)}** of the {row['test_images']:,} test images are right after "
-            f"{epoch} epoch{'s' * (epoch > 1)}{describe(row['settings'], ', with {}')} "
-            f"({f'mean ± standard deviation {spread}' if len(values) > 1 else 'one run'})."
+            f"**{average(same)}** of the {record[0]['test_images']:,} test images are right "
+            f"after {len(lines)} epochs with {describe(settings)} ({runs})."
         )
-    for row in results.get("sweep", []):
-        run, settings = divide(row)
-        told = [describe(settings)] if settings else ["as it is"]
-        told += ["peak of the LR finder"] * ("max_lr" not in settings)
-        groups[run, ", ".join(told)].append(row.get("accuracy", 0))
-    for (run, told), values in sorted(groups.items(), key=lambda g: (g[0][0], -mean(g[1]))):
-        diverged = f", {values.count(0)} diverged (as 0 %)" * (0 in values)
-        rows["settings"].append(f"{run} | {told} | {average(values)} | {len(values)}{diverged}")
+    lines = []
+    for divided, peaks in sorted(group_sweep(results).items()):
+        best = max(peaks, key=lambda peak: mean(peaks[peak]))
+        peak = f"{best} (best of {len(peaks)})"
+        lines.append([*divided, peak, average(peaks[best]), len(peaks[best])])
+    head = "runs | setting | peak learning rate | accuracy on validation images | seeds"
+    blocks["settings"] = make_table(head, lines)
+    lines = []
     for row in results.get("speed", []):
-        plain, ours = (f"{row[n]:,.{2 * (row['unit'] == 's')}f}" for n in ("plain", "ours"))
-        machine = f"{row['cores']} cores of {row['cpu']}" if "CPU" in row["what"] else row["gpu"]
-        numbers = f"{plain} {row['unit']} | {ours} {row['unit']} | **{row['ratio']:.1f} x**"
-        rows["speed"].append(f"{row['what']} | {numbers} | {machine}")
-    for name, lines in rows.items():
-        head = HEADS[name].format(kind)
-        lines = [head, " | ".join(["---"] * len(head.split(" | "))), *lines]
-        blocks[name] = "\n".join(f"| {line} |" for line in lines)
+        plain, ours = row["plain"], row["ours"]
+        cells = [row["what"], f"{plain:.3g} s", f"{ours:.3g} s", f"**{plain / ours:.1f} x**"]
+        lines.append([*cells, row["machine"]])
+    blocks["speed"] = make_table("what | plain | ours | ratio | machine", lines)
     return blocks
 
 
-def update_readme(check: bool) -> int:
-    """Write the blocks between their marks, or only compare; return how many differ."""
-    path, blocks, differ = common.ROOT / "README.md", get_blocks(common.read_results()), []
-
-    def renew(match):
-        block = f"{match[1]}{blocks[match[2]]}\n{match[3]}"
-        if block != match[0]:
-            differ.append(match[2])
-            print(f"README.md: {match[2]} {'differs from results.json' if check else 'is new'}.")
-        return block
-
-    marks = rf"(<!-- begin: ({'|'.join(blocks)}) -->\n).*?(<!-- end: \2 -->)"
-    text = re.sub(marks, renew, path.read_text(encoding="utf-8"), flags=re.DOTALL)
+def update_readme(check: bool) -> bool:
+    """Write the blocks between their marks, or only compare; return whether any differs."""
+    path = common.ROOT / "README.md"
+    old = text = path.read_text(encoding="utf-8")
+    for name, block in get_blocks(common.read_results()).items():
+        before, begin, rest = text.partition(f"<!-- begin: {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end: {name} -->")
+        renewed = f"{before}{begin}{block}\n{end}{after}" if end else text
+        if renewed != text:
+            print(f"README.md: {name} {'differs from results.json' if check else 'is new'}.")
+        text = renewed
     if not check:
         utils.replace_file(path, lambda file: file.write(text.encode()))
-    return len(differ)
+    return text != old
 
 
 @utils.plot_style()
 def draw_sweep(results: dict):
-    """Draw accuracy by peak and optimizer, in the run of which most was measured, by peak alone."""
-    swept, alone = results.get("sweep", []), {"max_lr", "optimizer"}
-    if not (rows := [row for row in swept if divide(row)[1].keys() <= alone]):
-        return
-    run = max((divide(row)[0] for row in rows), key=[divide(row)[0] for row in rows].count)
-    figure, axis = plt.subplots(figsize=(8, 4.5))
-    titles = []
-    for optimizer, color, name in (("muon", utils.BLUE, "Muon"), ("sgd", utils.GREEN, "SGD")):
-        given, peaks = defaultdict(list), set()
-        for row in [*rows, *results.get("finder", [])]:
-            told, settings = divide(row)
-            if (told, settings.get("optimizer", "muon")) == (run, optimizer):
-                if curve := row.get("finder", row if "lr" in row else None):
-                    peaks.add(utils.choose_peak(curve["lr"], curve["loss"])[0])
-                if "accuracy" in row:
-                    given[row["max_lr"]].append(row["accuracy"])
-        lrs = sorted(given)
-        means = [mean(given[lr]) for lr in lrs]
-        axis.plot(lrs, means, "o-", color=color, label=name)
-        for peak in peaks:
-            axis.axvline(peak, color=color, ls=":", label=f"{name}: a peak of the LR finder")
-        for best in [max(means)] if means else []:
-            lr = lrs[means.index(best)]
-            titles.append(f"{name} is best at a peak of {lr:.3g}: {best:.1f} %")
+    """Draw accuracy by peak for both optimizers, in the runs with most peaks."""
+    groups, titles, (figure, axis) = group_sweep(results), [], plt.subplots(figsize=(8, 4.5))
+    run, _ = max(groups, key=lambda divided: len(groups[divided]))
+    rows = results["sweep"] + results.get("finder", [])
+    asked = [row for row in rows if "max_lr" not in row["settings"]]
+    for setting, name, color in (
+        ("default settings", "Muon", utils.BLUE),
+        ("optimizer sgd", "SGD", utils.GREEN),
+    ):
+        points = {peak: mean(values) for peak, values in sorted(groups[run, setting].items())}
+        axis.plot(points.keys(), points.values(), "o-", color=color, label=name)
+        for best in sorted(points, key=points.get)[-1:]:
+            titles.append(f"{name} is best with a peak of {best} ({points[best]:.1f} %)")
+        for peak in {row["max_lr"] for row in asked if divide(row) == (run, setting)}:
+            axis.axvline(peak, color=color, ls=":", label=f"LR finder's peak for {name}")
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # powers of ten alone are too few
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.minorticks_off()
-    axis.set_title("; ".join(titles) + f"\n({run})")
+    axis.set_title(f"{', '.join(titles)}\n({run})")
     axis.legend()
     figure.savefig(common.ROOT / "images" / "lr_sweep.png")
 
 
-def read_run(folder: Path, near_duplicates: set) -> dict:
-    """Return the row of a finished run; ValueError if there is none on all of CIFAR-10."""
+def take_run(folder: Path, add: bool):
+    """Put a run into the record and its figures into images/; ValueError if it is no result."""
     path, defaults = folder / "checkpoint.pt", vars(utils.Config)
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: name the folder of a finished run.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        saved, history = state["run"], state["history"]
-        epochs, done = saved["epochs"], len(history["test_loss"])
-        is_whole = (saved["profile"], saved["dataset"]) == ("full", utils.Config.dataset)
-        is_whole &= (saved["train_images"] or 50_000) >= 50_000
-        changed = {n: saved[n] for n in saved if n in defaults and saved[n] != defaults[n]}
-        row = {"settings": changed, "seed": saved["seed"], "max_lr": max(history.pop("lr"))}
-        row |= {"test_images": 10_000, "loss": history["test_loss"][-1]}
-        row |= {"accuracy": history["test_accuracy"][-1], "machine": state["machine"]}
-        seconds = median(history["seconds"][1:] or history["seconds"])
-        row |= {"epoch_seconds": seconds, "history": history}
-        model = state["model"]
+        run, history = state["run"], state["history"]
+        changed = {n: run[n] for n in run if n in defaults and run[n] != defaults[n]}
+        row = {"settings": changed, "seed": changed.pop("seed", 0), "machine": state["machine"]}
+        row |= {"max_lr": max(history.pop("lr")), "test_images": 10_000, "history": history}
+        row |= {name: history[f"test_{name}"][-1] for name in ("loss", "accuracy")}
+        is_whole = (run["profile"], run["dataset"]) == ("full", "CIFAR-10")
+        is_whole &= (run["train_images"] or 50_000) >= 50_000
+        to_go = run["epochs"] - len(history["test_loss"])
     except Exception as error:  # there is no telling what a damaged file raises
-        raise ValueError(f"{path} is damaged ({type(error).__name__}).") from None
+        raise ValueError(f"{path} is missing or damaged ({type(error).__name__}).") from None
+    if to_go:
+        raise ValueError(f"{path} has {to_go} of {run['epochs']} epochs to go.")
     if not is_whole:
         raise ValueError(f"{path} is not of a run on all of CIFAR-10, so it is no result.")
-    if done < epochs:
-        raise ValueError(f"{path} is not finished: {done} of {epochs} epochs are done.")
-    changed.pop("seed", None)
-    with contextlib.suppress(OSError, RuntimeError), contextlib.redirect_stdout(None):
-        config, network = common.get_config(changed, row["seed"], folder), ResNet18()
-        network.load_state_dict(model)  # RuntimeError if it is another network
-        test = datasets.CIFAR10(config.data_dir, train=False)  # or if the images are not there
-        plain = utils.get_transforms(config)[1]
-        loader = utils.make_loader(test.data, test.targets, plain, config)
-        row = {**common.evaluate(network.to(config.device), loader, near_duplicates), **row}
-    return json.loads(json.dumps(row))  # with lists for tuples, as the other rows
-
-
-def take_run(folder: Path, near_duplicates: set, add: bool):
-    """Put a run into the record, and its figures into images/; say what was there."""
-    row, old = read_run(folder, near_duplicates), common.read_results().get("record", [])
-    if add and any(other["settings"] != row["settings"] for other in old):
+    old = common.read_results().get("record", [])
+    if add and any(other["settings"] != changed for other in old):
         raise ValueError(f"{folder} has other settings than the record: leave out --add.")
     gone = [other for other in old if not add or other["seed"] == row["seed"]]
     common.add_row("record", row, keep=lambda other: other not in gone)
@@ -205,17 +174,21 @@ def take_run(folder: Path, near_duplicates: set, add: bool):
 
 
 def main() -> int:
-    """Do what the arguments ask for, and return the exit status."""
-    args = common.parse(__doc__, "folder", "--add", "--check", "--near-duplicates")
+    """Do what the arguments ask for; return 1 if a table differs, and 2 if a run is refused."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="of a finished run of the notebook")
+    parser.add_argument("--add", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
     try:
         if args.folder:
-            take_run(args.folder, args.near_duplicates, args.add)
-        elif not args.check:
-            draw_sweep(common.read_results())
+            take_run(args.folder, args.add)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    return int(update_readme(args.check) > 0 and args.check)
+    if common.read_results().get("sweep") and not args.check:
+        draw_sweep(common.read_results())
+    return int(update_readme(args.check) and args.check)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def run(folder, *command):
 
 
 def change_notebook(path, output_dir):
-    """Set the parameters, and the numbers that other runs print differently."""
+    """Set the parameters."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     (cell,) = (c for c in notebook["cells"] if "utils.get_config(" in "".join(c["source"]))
     source = "".join(cell["source"])
@@ -34,27 +34,18 @@ def change_notebook(path, output_dir):
         source, count = re.subn(rf"(?m)^(    {name}=)[^,\n]*,", rf"\g<1>{value},", source)
         assert count == 1, f"{name} is a line of the parameters cell"
     cell["source"] = source.splitlines(keepends=True)
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            if "text" in output and "nbval-ignore-output" in cell["metadata"].get("tags", []):
-                text = "".join(output["text"])
-                text = re.sub(r"\d\.\d\d", lambda m: f"{(float(m[0]) + 1.37) % 10:.2f}", text)
-                output["text"] = text.splitlines(keepends=True)
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_finished_run(folder):
-    """Write what a finished run of other settings leaves behind."""
+def save_run(folder, **changes):
+    """Write what a finished run of some settings leaves behind; 20 epochs, each a bit higher."""
     settings = {f.name: f.default for f in fields(utils.Config) if f.default is not MISSING}
-    settings |= {"profile": "full", "seed": 4, "cutout_size": 8, "optimizer": "sgd"}
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
     history = {name: [1 + epoch / 7 for epoch in range(20)] for name in names}
-    state = {"run": settings, "history": history, "model": {}, "machine": "a machine"}
+    run = {**settings, "profile": "full", **changes}
     folder.mkdir(parents=True)
-    torch.save(state, folder / "checkpoint.pt")
-    figure = utils.plt.figure()
-    figure.savefig(folder / "history.png")
-    utils.plt.close(figure)
+    torch.save({"run": run, "history": history, "machine": "M"}, folder / "checkpoint.pt")
+    (folder / "history.png").write_text(folder.name)
 
 
 @pytest.fixture
@@ -69,22 +60,17 @@ def copy(tmp_path, request):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((ROOT / name).read_bytes())
     change_notebook(folder / "S11.ipynb", request.param)
-    save_finished_run(folder / "outputs" / "full")
+    save_run(folder / "outputs" / "full", seed=4, cutout_size=8, optimizer="sgd")
     run(folder, "benchmarks/owner.py", "ada")
     return folder
 
 
-@pytest.mark.parametrize("copy", ["outputs/mine"], indirect=True)
+@pytest.mark.parametrize("copy", ["outputs/mine", "/content/drive/MyDrive/S11"], indirect=True)
 def test_a_copy_passes_the_tests_that_look_at_it(copy):
     run(copy, "benchmarks/report.py", "outputs/full")
     readme = (copy / "README.md").read_text(encoding="utf-8")
     assert "with cutout size 8, optimizer sgd (one run)" in readme
-    assert "| 20 | 3.7143 |" in readme
-    figure = (copy / "outputs" / "full" / "history.png").read_bytes()
-    assert (copy / "images" / "history.png").read_bytes() == figure
-    run(copy, "-m", "pytest", "-q", "tests/test_readme.py", "tests/test_notebook.py")
-
-
-@pytest.mark.parametrize("copy", ["/content/drive/MyDrive/S11"], indirect=True)
-def test_a_copy_with_a_google_drive_runs_its_notebook(copy):
-    run(copy, "-m", "pytest", "-q", "--nbval", "S11.ipynb", "tests/test_notebook.py")
+    assert "| 20 | 3.714 |" in readme
+    assert (copy / "images" / "history.png").read_text() == "full"
+    tests = "S11.ipynb", "tests/test_readme.py", "tests/test_notebook.py"
+    run(copy, "-m", "pytest", "-q", "--nbval", *tests)
