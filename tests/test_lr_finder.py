@@ -1,7 +1,7 @@
 """The LR finder: what it runs, what it leaves as it was, and which peak it chooses."""
 
 from dataclasses import replace
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -11,15 +11,14 @@ import utils
 from conftest import interrupt_step, make_small_model, take_snapshot
 
 
-@pytest.mark.parametrize("limits", [(1e-3, 10.0), (1e-4, 1.0)])
 def test_range_test_trains_with_the_learning_rates_that_it_shows(
-    model, config, loaders, shown, steps, limits
+    model, config, loaders, shown, steps
 ):
-    utils.find_lr(model, loaders[0], config, *(limits if limits[1] == 1 else ()))
+    utils.find_lr(model, loaders[0], config, 1e-4, 1.0)
     lrs, losses = shown[0][0].axes[0].lines[0].get_xydata().T
     np.testing.assert_allclose([lr for lr, _ in steps], lrs, rtol=1e-6)
     assert 20 < len(steps) <= config.lr_finder_steps == 40
-    np.testing.assert_allclose(lrs, np.geomspace(*limits, 40)[: len(steps)], rtol=1e-6)
+    np.testing.assert_allclose(lrs, np.geomspace(1e-4, 1, 40)[: len(steps)], rtol=1e-6)
     assert np.std(np.diff(losses[:10])) > 0.01, "losses as they are, not smoothed"
     for bad in ((1, 1e-3), (0, 1), (1, 1)):
         with pytest.raises(ValueError, match="must rise from above 0"):
@@ -33,7 +32,6 @@ def test_peak_does_not_depend_on_epochs_and_only_a_figure_is_kept(make_config, c
         loader, _ = utils.get_dataloaders(config)
         peaks.append(utils.find_lr(make_small_model(), loader, config))
     assert peaks[0] == peaks[1]
-    assert type(peaks[0]) is float
     assert [path.name for path in config.output_dir.iterdir()] == ["lr_finder.png"]
     assert "never rose" not in capsys.readouterr().out
     utils.find_lr(make_small_model(), loader, config, 1e-4, 1e-2)
@@ -51,18 +49,16 @@ def test_ctrl_c_leaves_the_model_as_it_was(model, config, loaders):
     assert take_snapshot(model) == before
 
 
-@pytest.mark.parametrize("kind", ["cuda", "mps", "cpu"])
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_batches_are_copied_without_waiting_on_cuda_only(model, config, monkeypatch, kind):
-    asked, plain = {}, utils.get_autocast(config.device)
-    finder = SimpleNamespace(history={"lr": LRS, "loss": make_losses()})
-    finder.range_test = lambda *_, **options: asked.update(options)
+    plain, finder = utils.get_autocast(config.device), MagicMock()
+    finder.history = {"lr": LRS, "loss": make_losses()}
     monkeypatch.setattr(utils, "get_autocast", lambda _: plain)
     monkeypatch.setattr(utils, "LRFinder", lambda *_, **__: finder)
     utils.find_lr(model, [], replace(config, device=torch.device(kind)))
-    assert asked["non_blocking_transfer"] == (kind == "cuda")
+    assert finder.range_test.call_args.kwargs["non_blocking_transfer"] == (kind == "cuda")
 
 
-# Which peak is chosen, on curves whose answer is known
 LRS = np.geomspace(1e-4, 10, 100)
 
 
@@ -72,8 +68,7 @@ def make_losses(lowest=0.1):
     return 2.3 - 1 / (1 + np.exp(-4 * (x + 1))) + np.exp(np.minimum(6 * x, 20)) / 20
 
 
-@pytest.mark.parametrize("lowest", [0.01, 0.1, 1.0])
-@pytest.mark.parametrize("noise", [0.0, 0.02, 0.05])
+@pytest.mark.parametrize(("lowest", "noise"), [(0.01, 0.0), (0.01, 0.05), (1.0, 0.05)])
 def test_peak_is_the_last_before_half_of_the_fall_is_lost(lowest, noise):
     losses = make_losses(lowest)
     expected = LRS[np.flatnonzero(losses <= (losses.min() + losses[0]) / 2)[-1]]
@@ -81,13 +76,11 @@ def test_peak_is_the_last_before_half_of_the_fall_is_lost(lowest, noise):
     peak, _ = utils.choose_peak(LRS, noisy)
     assert peak == pytest.approx(expected, rel=0.3)
     assert peak > 1.2 * LRS[np.argmin(losses)], "not the minimum, which moves with chance"
-    for shift, scale, offset in ((1e-3, 1, 0), (50, 0.1, 5), (1, 100, -5)):
-        moved, _ = utils.choose_peak(shift * LRS, scale * noisy + offset)
-        assert moved == pytest.approx(shift * peak, rel=1e-6)
+    moved, _ = utils.choose_peak(50 * LRS, 0.1 * noisy - 5)
+    assert moved == pytest.approx(50 * peak, rel=1e-6), "the scales do not count"
 
 
-@pytest.mark.parametrize("height", [0.8, 3.0])
-@pytest.mark.parametrize("valley", [1.4, 1.7])
+@pytest.mark.parametrize(("height", "valley"), [(0.8, 1.7), (3.0, 1.4)])
 def test_peak_is_before_a_bump_though_the_loss_falls_again(height, valley):
     x = np.log10(LRS)
     losses = np.where(x < -1, 2.3 - np.clip(x + 3.5, 0, 1), valley)
@@ -98,13 +91,9 @@ def test_peak_is_before_a_bump_though_the_loss_falls_again(height, valley):
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_what_comes_after_the_first_nan_does_not_count(broken):
     losses = make_losses()
-    expected, _ = utils.choose_peak(LRS, losses)
-    losses[80] = broken
+    losses[60:90] = broken  # before it rises
     peak, smoothed = utils.choose_peak(LRS, losses)
-    assert peak == pytest.approx(expected, rel=0.2)
-    assert len(smoothed) == 80
-    losses[60:] = broken  # before it rises
-    assert utils.choose_peak(LRS, losses)[0] == pytest.approx(LRS[59])
+    assert (peak, len(smoothed)) == (pytest.approx(LRS[59]), 60)
     for no_fall in (np.geomspace(2, 9, 50), np.full(50, broken), [2.3, broken]):
         with pytest.raises(ValueError, match=r"start below 0\.0001.*check the data"):
             utils.choose_peak(LRS[: len(no_fall)], no_fall)
