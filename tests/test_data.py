@@ -1,7 +1,5 @@
 """Transforms against plain slicing, their distributions, and what the loaders deliver."""
 
-from unittest.mock import MagicMock
-
 import numpy as np
 import pytest
 import torch
@@ -23,9 +21,9 @@ def images(request):
 def test_every_crop_is_a_window_of_its_padded_image(images, size, padding):
     crops = utils.RandomCrop(size, padding)(images[:4])
     assert (crops.shape, crops.dtype) == ((4, 3, size, size), images.dtype)
-    pad = [(0, 0), (padding, padding), (padding, padding)]
-    for image, crop in zip(images[:4].numpy(), crops.numpy(), strict=True):
-        windows = sliding_window_view(np.pad(image, pad, mode="reflect"), crop.shape)
+    padded = np.pad(images[:4], [(0, 0), (0, 0), (padding,) * 2, (padding,) * 2], mode="reflect")
+    for image, crop in zip(padded, crops.numpy(), strict=True):
+        windows = sliding_window_view(image, crop.shape)
         assert (windows == crop).all((-3, -2, -1)).any()
 
 
@@ -69,9 +67,8 @@ def test_cutout_is_everywhere_as_likely():
 
 
 def test_normalize_is_the_textbook_formula(images):
-    mean, std = (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
-    expected = (images.permute(0, 2, 3, 1).numpy() / 255 - mean) / std
-    result = utils.Normalize(mean, std)(images).permute(0, 2, 3, 1)
+    result = utils.Normalize((0.1, 0.4, 0.7), (0.2, 0.3, 0.5))(images).permute(0, 2, 3, 1)
+    expected = (images.permute(0, 2, 3, 1).numpy() / 255 - (0.1, 0.4, 0.7)) / (0.2, 0.3, 0.5)
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
@@ -102,8 +99,8 @@ def test_quick_profile_tests_on_images_that_are_not_trained(make_config):
     assert (len(train), len(test)) == (1437, 360)
     assert not {image.numpy().tobytes() for image in train} & {i.numpy().tobytes() for i in test}
     pixels = train.float() / 255
-    np.testing.assert_allclose(pixels.mean((0, 1, 2)), config.mean, atol=5e-4)
-    np.testing.assert_allclose(pixels.std((0, 1, 2)), config.std, atol=5e-4)
+    measured = *pixels.mean((0, 1, 2)), *pixels.std((0, 1, 2))
+    np.testing.assert_allclose(measured, config.mean + config.std, atol=5e-4)
 
 
 def test_training_shuffles_and_augments_and_testing_does_neither(loaders, config):
@@ -123,21 +120,10 @@ def test_training_shuffles_and_augments_and_testing_does_neither(loaders, config
         dataset[len(dataset)]
 
 
-@pytest.mark.parametrize("kind", ["cuda", "mps"])
-def test_indices_are_copied_without_waiting_on_cuda_only(loaders, monkeypatch, kind):
-    dataset, index = loaders[1].dataset, MagicMock()
-    dataset.images = MagicMock(device=kind, is_cuda=kind == "cuda")
-    dataset.labels = dataset.transform = MagicMock()
-    monkeypatch.setattr(torch, "as_tensor", lambda _: index)
-    dataset.__getitems__([0, 1])
-    index.to.assert_called_once_with(kind, non_blocking=kind == "cuda")
-
-
 def test_images_labels_or_settings_of_another_kind_are_told(make_config):
     images, labels = torch.zeros(3, 32, 32, 3, dtype=torch.uint8), [0, 1, 2]
     for bad_images, bad_labels, words in (
         (images.permute(0, 3, 1, 2), labels, r"images are .* must be uint8 \(3, 32, 32, 3\)"),
-        (images, [0, 1, 2, 3], r"images are .*\(3, 32"),
         (images.float(), labels, r"images are .*torch\.float32"),
         (images, [0, -1, 9], "label -1.* 0 to 9"),
         (images, [0, 10, 9], "label 10.* 0 to 9"),

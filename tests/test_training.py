@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -65,14 +64,9 @@ def test_no_reading_from_the_device_in_the_loop(config, steps, monkeypatch):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("name", ["muon", "sgd"])
 def test_filters_keep_their_norm_and_all_else_trains_by_sgd(make_config, momentum, name):
-    filters = (
-        nn.Conv1d(3, 8, 3),
-        nn.Conv2d(4, 8, 3, groups=4),
-        nn.Conv3d(3, 8, 3),
-        nn.Conv1d(1, 1, 1),
-    )
+    filters = nn.Conv1d(3, 8, 3), nn.Conv2d(4, 8, 3, groups=4), nn.Conv3d(3, 8, 3)
     others = nn.ConvTranspose1d(3, 8, 3), nn.ConvTranspose2d(3, 8, 3), nn.BatchNorm2d(8)
-    model = nn.Sequential(*filters, *others, nn.Linear(8, 10))
+    model = nn.Sequential(*filters, nn.Conv1d(1, 1, 1), *others, nn.Linear(8, 10))
     model.tokens = nn.Parameter(torch.randn(1, 4, 5, 6))  # four dimensions, but no filters
     nn.init.zeros_(model[3].weight)
     start, twin = copy.deepcopy(model.state_dict()), copy.deepcopy(model)
@@ -97,17 +91,16 @@ def test_filters_keep_their_norm_and_all_else_trains_by_sgd(make_config, momentu
 
 def test_steps_are_orthogonal_and_lr_is_their_relative_size(config):
     model, lr = ResNet18(), 0.01
-    filters = {name: p for name, p in model.named_parameters() if p.ndim == 4}
-    before = {name: p.detach().clone() for name, p in filters.items()}
-    for p in filters.values():
+    before = copy.deepcopy(model.state_dict())
+    for p in model.parameters():
         p.grad = 1e-3 * torch.randn_like(p)  # the size of a gradient does not count
     utils.get_optimizer(model, lr, config).step()
-    for name, p in filters.items():
-        change = (before[name] - p.detach()).flatten(1) / before[name].norm()
-        u, singular, v = torch.linalg.svd(p.grad.flatten(1), full_matrices=False)
-        singular = torch.einsum("ij,ik,kj->k", change, u, v) * (len(p) ** 0.5 / lr)
-        assert 0.5 < singular.min() <= singular.max() < 1.4, name
-        assert len(p) > p[0].numel() or 0.7 < change.norm() / lr < 1.3, name
+    for name, p in model.named_parameters():
+        if p.ndim == 4:
+            change = (before[name] - p.detach()).flatten(1) / before[name].norm()
+            u, _, v = torch.linalg.svd(p.grad.flatten(1), full_matrices=False)
+            singular = torch.einsum("ij,ik,kj->k", change, u, v) * (len(p) ** 0.5 / lr)
+            assert 0.5 < singular.min() <= singular.max() < 1.4, name
 
 
 def test_every_step_follows_one_cycle_at_a_constant_momentum(model, make_config, steps):
@@ -140,15 +133,11 @@ def test_history_is_complete_and_ends_with_the_returned_model(model, config, loa
     per_epoch = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
     lengths = {name: len(values) for name, values in history.items()}
     assert lengths == {**dict.fromkeys(per_epoch, 2), "lr": 6}
-    assert all(type(value) is float for values in history.values() for value in values)
     assert utils.test(model, loaders[1]) == (history["test_loss"][-1], history["test_accuracy"][-1])
     assert f"({history['test_accuracy'][-1]:.2f}%)" in printed.out.splitlines()[-1]
     assert all(word in printed.out for word in ("Loss=", "3/3", "Test set: Average loss: "))
     assert printed.err == "", "the bars are on stdout"
     assert type(utils.progress_bar([])) is tqdm.std.tqdm, "not the notebook's widget"
-    again = utils.fit_one_cycle(model, *loaders, 0.05, config)
-    assert again["lr"] == history["lr"], "running the cell again just trains again"
-    assert again["train_loss"][0] < history["train_loss"][0], "from the weights that it has"
 
 
 def test_any_loader_or_list_works_and_is_left_as_it_is(config, make_loader):
@@ -161,24 +150,21 @@ def test_any_loader_or_list_works_and_is_left_as_it_is(config, make_loader):
         assert torch.equal(images, before)
 
 
-KINDS = {torch.float32: (9, 0), torch.bfloat16: (8, 0), torch.float16: (7, 5)}  # of a CPU, and GPUs
-
-
-@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize(
+    ("capability", "dtype", "scale"), [((8, 0), torch.bfloat16, 1), ((7, 5), torch.float16, 1024)]
+)
 def test_mixed_precision_reaches_every_pass(
-    model, config, loaders, native_bfloat16, monkeypatch, dtype
+    model, config, loaders, native_bfloat16, monkeypatch, capability, dtype, scale
 ):
-    """With float16 as on a T4, whose loss is scaled, and which a CPU can do slowly."""
+    """As on a newer GPU and on a T4, whose loss is scaled; a CPU can do both, if slowly."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: KINDS[dtype])
-    on_gpu, scaler = (f(torch.device("cuda")) for f in (utils.get_autocast, utils.get_scaler))
-    assert on_gpu["dtype"] == (dtype if dtype == torch.float16 else torch.bfloat16)
-    assert scaler.is_enabled() == (dtype == torch.float16)
-    assert not scaler.is_enabled() or scaler._init_scale <= 4096, "no step is skipped"
-    if dtype == torch.bfloat16:
-        native_bfloat16()
-    elif dtype == torch.float16:
-        monkeypatch.setattr(utils, "get_autocast", lambda _: {**on_gpu, "device_type": "cpu"})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert utils.get_autocast(config.device)["dtype"] == torch.float32
+    native_bfloat16()
+    assert utils.get_autocast(config.device)["dtype"] == torch.bfloat16
+    on_gpu = utils.get_autocast(torch.device("cuda"))
+    assert utils.get_scaler(torch.device("cuda")).get_scale() == scale, "no step is skipped"
+    monkeypatch.setattr(utils, "get_autocast", lambda _: {**on_gpu, "device_type": "cpu"})
     seen = set()
     model[0].register_forward_hook(lambda *values: seen.add(values[-1].dtype))
     history = utils.fit_one_cycle(model, *loaders, utils.find_lr(model, loaders[0], config), config)
@@ -189,28 +175,27 @@ def test_mixed_precision_reaches_every_pass(
 
 def test_first_infinite_loss_is_named_by_its_step(model, config, make_loader):
     images, labels = make_images(40)
-    whole, broken = make_loader(images, labels, 10), images.clone()
+    broken = images.clone()
     broken[25] = float("nan")
-    broken = make_loader(broken, labels, 10)
-    with pytest.raises(FloatingPointError, match=r"nan in step 3 .*smaller max_lr"):
-        utils.fit_one_cycle(copy.deepcopy(model), broken, whole, 0.05, config)
-    with pytest.raises(FloatingPointError, match="check the images"):
-        utils.fit_one_cycle(model, whole, broken, 0.05, config)
+    whole, broken = (make_loader(part, labels, 10) for part in (images, broken))
+    for train, test, words in (
+        (whole, broken, "check the"),
+        (broken, whole, r"nan in step 3 .*lr"),
+    ):
+        with pytest.raises(FloatingPointError, match=words):
+            utils.fit_one_cycle(model, train, test, 0.05, config)
     assert not config.output_dir.exists(), "no checkpoint, and no history with a NaN"
 
 
 def test_other_labels_classes_or_peaks_are_told(model, config, make_loader):
-    def fit(model, loader, max_lr=0.05):
-        return utils.fit_one_cycle(model, loader, loader, max_lr, config)
-
     images, labels = make_images(20)
-    loader = make_loader(images, labels, 10)
-    for work in (fit, utils.test):
-        with pytest.raises(ValueError, match=r"abels .*whole numbers"):
-            work(model, make_loader(images, labels[:, None], 10))
-    for work in (fit, partial(utils.find_lr, config=config)):
-        with pytest.raises(ValueError, match=r"has 3 outputs.*num_classes=10"):
-            work(make_small_model(3), loader)
+    loader, other = (make_loader(images, given, 10) for given in (labels, labels[:, None]))
+    with pytest.raises(ValueError, match=r"abels .*whole numbers"):
+        utils.fit_one_cycle(model, other, loader, 0.05, config)
+    with pytest.raises(ValueError, match=r"abels .*whole numbers"):
+        utils.test(model, other)
+    with pytest.raises(ValueError, match=r"has 3 outputs.*num_classes=10"):
+        utils.find_lr(make_small_model(3), loader, config)
     for max_lr in (0, -1.0, None, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"max_lr is .* a number above 0"):
-            fit(model, loader, max_lr)
+            utils.fit_one_cycle(model, loader, loader, max_lr, config)
