@@ -13,35 +13,37 @@ import utils
 
 
 def test_profiles_are_the_assignment_and_what_is_not_cifar10(make_config, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    assert "not CIFAR-10" in make_config("quick").caveat
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert all(word in first_line for word in ("QUICK", "digits", "NOT CIFAR-10"))
     full = make_config("full")
+    printed = capsys.readouterr().out
+    assert "There is no GPU: on a CPU, 20 epochs" in printed
+    assert "Runtime > Change runtime type" in printed
     assert (full.dataset, full.epochs, full.batch_size) == ("CIFAR-10", 20, 512)
     assert (full.crop_padding, full.cutout_size, full.lr_finder_steps) == (4, 16, 100)
     assert full.mean + full.std == (0.4914, 0.4822, 0.4465, 0.2470, 0.2435, 0.2616)
-    assert "There is no GPU: on a CPU, 20 epochs" in capsys.readouterr().out
     assert full.caveat == make_config("full", train_images=50_000).caveat == ""
     assert "4,096 images only" in make_config("full", train_images=4096).caveat
-    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
-    capsys.readouterr()
-    assert "not CIFAR-10" in make_config("quick").caveat
-    printed = capsys.readouterr().out
-    assert all(word in printed.splitlines()[0] for word in ("QUICK", "digits", "NOT CIFAR-10"))
-    assert "Runtime > Change runtime type" in printed
 
 
 def test_environment_variables(monkeypatch):
-    for name, value in {"PROFILE": "full", "DATA_DIR": "my/data", "OUTPUT_DIR": ""}.items():
-        monkeypatch.setenv(f"S11_{name}", value)
-    config = utils.get_config()
-    folders = (config.data_dir, config.output_dir)
-    assert (config.profile, *folders) == ("full", Path("my/data"), Path("outputs/full"))
-    monkeypatch.setenv("S11_OUTPUT_DIR", "my/out")
-    config = utils.get_config("quick")
-    assert (config.profile, config.output_dir) == ("quick", Path("my/out"))
+    for profile, folder in (("full", "my/out"), ("quick", "")):
+        for name, value in {
+            "PROFILE": profile,
+            "DATA_DIR": "my/data",
+            "OUTPUT_DIR": folder,
+        }.items():
+            monkeypatch.setenv(f"S11_{name}", value)
+        config = utils.get_config()
+        found = config.profile, config.data_dir, config.output_dir
+        assert found == (profile, Path("my/data"), Path(folder or "outputs/quick"))
 
 
 def test_none_leaves_the_value_of_the_profile_and_the_seed_is_set(make_config):
-    names = utils.Config.__dataclass_fields__.keys() - {"profile", "device", "data_dir"}
-    assert make_config(**dict.fromkeys(names - {"output_dir"})) == make_config()
+    names = utils.Config.__dataclass_fields__.keys() - {"profile", "device"}
+    assert utils.get_config("quick", **dict.fromkeys(names)) == utils.get_config("quick")
     draws = [(make_config(seed=seed), torch.rand(()).item())[1] for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
@@ -58,11 +60,9 @@ BAD_VALUES = {
 @pytest.mark.parametrize("setting", [(n, v) for n, bad in BAD_VALUES.items() for v in bad])
 def test_bad_values_get_one_clear_sentence(make_config, setting):
     name, value = setting
-    with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b") as caught:
+    with pytest.raises((ValueError, TypeError), match=rf"^.*\b{name}\b.*$") as caught:
         make_config(**{"profile": "full", name: value})
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(value) in message or name == "epoch", "a misspelt name"
+    assert str(value) in str(caught.value) or name == "epoch", "a misspelt name"
 
 
 BUILT_FOR = ["sm_70", "sm_75", "sm_80", "sm_90", "compute_90"]
@@ -75,19 +75,17 @@ GPUS = [
 @pytest.mark.parametrize(("capability", "built_for", "is_used"), GPUS)
 def test_gpu_is_used_if_this_pytorch_can(monkeypatch, capsys, capability, built_for, is_used):
     monkeypatch.delenv("S11_PROFILE")
-    answers = {"get_device_name": "NVIDIA X", "get_device_capability": capability}
-    answers |= {"get_arch_list": built_for, "device_count": 2}
-    accelerator = {"is_available": True, "current_accelerator": torch.device("cuda")}
-    for place, values in ((torch.accelerator, accelerator), (torch.cuda, answers)):
-        for name, answer in values.items():
-            monkeypatch.setattr(place, name, lambda *_, answer=answer: answer)
+    answers = {"cuda.get_device_name": "NVIDIA X", "cuda.get_device_capability": capability}
+    answers |= {"cuda.get_arch_list": built_for, "cuda.device_count": 2}
+    answers["accelerator.current_accelerator"] = torch.device("cuda")
+    for name, answer in {**answers, "accelerator.is_available": True}.items():
+        monkeypatch.setattr(f"torch.{name}", lambda *_, answer=answer: answer)
     config, printed = utils.get_config(), capsys.readouterr().out
     kind, profile, words = (
         ("cuda", "full", "2 GPUs") if is_used else ("cpu", "quick", "choose a T4")
     )
     assert (config.device.type, config.profile) == (kind, profile)
     assert words in printed
-    assert "NVIDIA X" in printed
 
 
 @pytest.mark.parametrize("name", ["output_dir", "data_dir"])

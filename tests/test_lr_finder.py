@@ -12,15 +12,20 @@ from conftest import interrupt_step, make_small_model, take_snapshot
 
 
 def test_range_test_shows_the_rates_that_it_used(model, config, loaders, shown, steps):
+    model[1].eval()
+    before = take_snapshot(model)
     utils.find_lr(model, loaders[0], config, 1e-4, 1.0)
     lrs, losses = shown[0][0].axes[0].lines[0].get_xydata().T
     np.testing.assert_allclose([lr for lr, _ in steps], lrs, rtol=1e-6)
     assert 20 < len(steps) <= config.lr_finder_steps == 40
     np.testing.assert_allclose(lrs, np.geomspace(1e-4, 1, 40)[: len(steps)], rtol=1e-6)
     assert np.std(np.diff(losses[:10])) > 0.01, "losses as they are, not smoothed"
-    for bad in ((1, 1e-3), (0, 1), (1, 1)):
+    for start_lr in (0, 1):
         with pytest.raises(ValueError, match="must rise from above 0"):
-            utils.find_lr(model, loaders[0], config, *bad)
+            utils.find_lr(model, loaders[0], config, start_lr, 1)
+    with pytest.raises(KeyboardInterrupt), interrupt_step(5):
+        utils.find_lr(model, loaders[0], config)
+    assert take_snapshot(model) == before, "even after Ctrl-C"
 
 
 def test_peak_does_not_depend_on_epochs_and_only_a_figure_is_kept(make_config, capsys):
@@ -36,14 +41,6 @@ def test_peak_does_not_depend_on_epochs_and_only_a_figure_is_kept(make_config, c
     printed = capsys.readouterr()
     assert "never rose: a higher end_lr" in printed.out
     assert ("100%" in printed.out, printed.err) == (True, ""), "a bar of plain text"
-
-
-def test_ctrl_c_leaves_the_model_as_it_was(model, config, loaders):
-    model[1].eval()
-    before = take_snapshot(model)
-    with pytest.raises(KeyboardInterrupt), interrupt_step(5):
-        utils.find_lr(model, loaders[0], config)
-    assert take_snapshot(model) == before
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
@@ -78,24 +75,19 @@ def test_peak_is_the_last_before_half_of_the_fall_is_lost(lowest, noise):
     peak, _ = utils.choose_peak(LRS, noisy)
     assert peak == pytest.approx(expected, rel=0.3)
     assert peak > 1.2 * LRS[np.argmin(losses)], "not the minimum, which moves with chance"
-    moved, _ = utils.choose_peak(50 * LRS, 0.1 * noisy - 5)
-    assert moved == pytest.approx(50 * peak, rel=1e-6), "the scales do not count"
 
 
-@pytest.mark.parametrize(("height", "valley"), [(0.8, 1.7), (3.0, 1.4)])
-def test_peak_is_before_a_bump_though_the_loss_falls_again(height, valley):
+def test_peak_is_before_a_bump_though_the_loss_falls_again():
     x = np.log10(LRS)
-    losses = np.where(x < -1, 2.3 - np.clip(x + 3.5, 0, 1), valley)
-    peak, _ = utils.choose_peak(LRS, losses + height * np.exp(-(((x + 1) / 0.3) ** 2)))
+    losses = np.where(x < -1, 2.3 - np.clip(x + 3.5, 0, 1), 1.4)
+    peak, _ = utils.choose_peak(LRS, losses + 0.8 * np.exp(-(((x + 1) / 0.3) ** 2)))
     assert 10**-2.5 < peak < 0.1
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_what_comes_after_the_first_nan_does_not_count(broken):
-    losses = make_losses()
-    losses[60:90] = broken  # before it rises
+def test_what_comes_after_the_first_nan_does_not_count():
+    losses = np.where(np.arange(100) // 30 == 2, np.inf, make_losses())  # 60 to 89
     peak, smoothed = utils.choose_peak(LRS, losses)
     assert (peak, len(smoothed)) == (pytest.approx(LRS[59]), 60)
-    for no_fall in (np.geomspace(2, 9, 50), np.full(50, broken), [2.3, broken]):
+    for no_fall in (np.geomspace(2, 9, 50), np.full(50, np.nan), [2.3, np.inf]):
         with pytest.raises(ValueError, match=r"start below 0\.0001.*check the data"):
             utils.choose_peak(LRS[: len(no_fall)], no_fall)

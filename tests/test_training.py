@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import tqdm
 from torch import nn
 
 import utils
@@ -16,7 +15,6 @@ from models.resnet import ResNet18
 
 
 def make_images(count):
-    torch.manual_seed(1)
     return torch.randn(count, 3, 32, 32), torch.randint(0, 10, (count,))
 
 
@@ -82,11 +80,9 @@ def test_filters_keep_their_norm_and_all_else_trains_by_sgd(make_config, momentu
     for key, value in model.state_dict().items():
         if name == "sgd" or key not in ("0.weight", "1.weight", "2.weight", "3.weight"):
             torch.testing.assert_close(value, twin.state_dict()[key])
-        elif key == "3.weight":
-            assert value.norm() > 0, "what begins at zero trains"
         else:
-            torch.testing.assert_close(value.norm(), start[key].norm())
-            assert not torch.allclose(value, start[key], rtol=0.05)
+            assert not torch.allclose(value, start[key], rtol=0.05), "even what begins at zero"
+            assert key == "3.weight" or torch.allclose(value.norm(), start[key].norm())
 
 
 def test_steps_are_orthogonal_and_lr_is_their_relative_size(config):
@@ -109,35 +105,27 @@ def test_every_step_follows_one_cycle_at_a_constant_momentum(model, make_config,
     used, momenta = zip(*steps, strict=True)
     assert history["lr"] == list(used), "the history shows the learning rates used"
     assert set(momenta) == {0.9}, "momentum is not cycled"
-    assert (len(used), np.argmax(used)) == (20, 3)  # after 20 % of 20 steps, counted from 0
+    assert (np.diff(used) > 0).tolist() == [True] * 3 + [False] * 16, "20 % of 20 steps go up"
     assert (used[0], used[3]) == pytest.approx((0.05 / 25, 0.05))
-    assert (np.diff(used[:4]) > 0).all()
-    assert (np.diff(used[3:]) < 0).all()
     assert 0 <= used[-1] < used[0] / 100
-
-
-@pytest.mark.parametrize(("warmup_fraction", "epochs"), [(0.0, 1), (0.2, 5), (0.5, 2), (0.5, 1)])
-def test_any_number_of_steps_is_a_cycle(model, make_config, warmup_fraction, epochs):
-    config = make_config(epochs=epochs, warmup_fraction=warmup_fraction, train_images=32)
-    lrs = utils.fit_one_cycle(model, *utils.get_dataloaders(config), 0.05, config)["lr"]
-    assert len([lr for lr in lrs if 0 <= lr <= 0.0501]) == epochs
+    for epochs in (1, 2, 5):  # a step each: a warm-up of less than one, or of exactly one
+        config = make_config(epochs=epochs, train_images=32, resume=False)
+        lrs = utils.fit_one_cycle(model, *utils.get_dataloaders(config), 0.05, config)["lr"]
+        assert len([lr for lr in lrs if 0 <= lr <= 0.0501]) == epochs
 
 
 def test_history_is_complete_and_ends_with_the_returned_model(model, config, loaders, capsys):
-    model[1].eval()  # frozen
-    frozen = model[1].running_mean.clone()
+    frozen = model[1].eval().running_mean.clone()
     history = utils.fit_one_cycle(model, *loaders, 0.05, config)
-    assert torch.equal(model[1].running_mean, frozen), "it stays so, in every epoch"
+    assert torch.equal(model[1].running_mean, frozen), "frozen layers stay so, in every epoch"
     assert not any(module.training for module in model.modules()), "ready to be used"
     printed = capsys.readouterr()
-    per_epoch = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
-    lengths = {name: len(values) for name, values in history.items()}
-    assert lengths == {**dict.fromkeys(per_epoch, 2), "lr": 6}
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
+    assert [len(history[name]) for name in names] == [2, 2, 2, 2, 2, 6]
     assert utils.test(model, loaders[1]) == (history["test_loss"][-1], history["test_accuracy"][-1])
     assert f"({history['test_accuracy'][-1]:.2f}%)" in printed.out.splitlines()[-1]
     assert all(word in printed.out for word in ("Loss=", "3/3", "Test set: Average loss: "))
     assert printed.err == "", "the bars are on stdout"
-    assert type(utils.progress_bar([])) is tqdm.std.tqdm, "not the notebook's widget"
 
 
 def test_any_loader_or_list_works_and_is_left_as_it_is(config, make_loader):
@@ -150,13 +138,13 @@ def test_any_loader_or_list_works_and_is_left_as_it_is(config, make_loader):
         assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype", "scale"), [((8, 0), torch.bfloat16, 1), ((7, 5), torch.float16, 1024)]
-)
-def test_mixed_precision_reaches_every_pass(
-    model, config, loaders, native_bfloat16, monkeypatch, capability, dtype, scale
-):
-    """As on a newer GPU and on a T4, whose loss is scaled; a CPU can do both, if slowly."""
+GPUS = {"T4": ((7, 5), torch.float16, 1024), "A100": ((8, 0), torch.bfloat16, 1)}
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_precision_reaches_every_pass(model, config, loaders, native_bfloat16, monkeypatch, gpu):
+    """As on a T4, whose loss is scaled, and on newer GPUs; a CPU can do both, if slowly."""
+    capability, dtype, scale = GPUS[gpu]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert utils.get_autocast(config.device)["dtype"] == torch.float32
@@ -173,27 +161,20 @@ def test_mixed_precision_reaches_every_pass(
     assert history["train_loss"][-1] < history["train_loss"][0]
 
 
-def test_first_infinite_loss_is_named_by_its_step(model, config, make_loader):
+def test_nan_and_other_labels_classes_or_peaks_are_told(model, config, make_loader):
     images, labels = make_images(40)
-    broken = images.clone()
-    broken[25] = float("nan")
-    whole, broken = (make_loader(part, labels, 10) for part in (images, broken))
-    for train, test, words in (
-        (whole, broken, "check the"),
-        (broken, whole, r"nan in step 3 .*lr"),
+    broken = torch.where(torch.arange(40).view(40, 1, 1, 1) == 25, torch.nan, images)
+    loader, column = (make_loader(images, given, 10) for given in (labels, labels[:, None]))
+    broken = make_loader(broken, labels, 10)
+    for train, test, kind, words in (
+        (loader, broken, FloatingPointError, "check the images"),
+        (broken, loader, FloatingPointError, r"nan in step 3 .*smaller max_lr"),
+        (loader, column, ValueError, r"abels .*whole numbers"),
+        (column, loader, ValueError, r"abels .*whole numbers"),
     ):
-        with pytest.raises(FloatingPointError, match=words):
-            utils.fit_one_cycle(model, train, test, 0.05, config)
+        with pytest.raises(kind, match=words):
+            utils.fit_one_cycle(copy.deepcopy(model), train, test, 0.05, config)
     assert not config.output_dir.exists(), "no checkpoint, and no history with a NaN"
-
-
-def test_other_labels_classes_or_peaks_are_told(model, config, make_loader):
-    images, labels = make_images(20)
-    loader, other = (make_loader(images, given, 10) for given in (labels, labels[:, None]))
-    with pytest.raises(ValueError, match=r"abels .*whole numbers"):
-        utils.fit_one_cycle(model, other, loader, 0.05, config)
-    with pytest.raises(ValueError, match=r"abels .*whole numbers"):
-        utils.test(model, other)
     with pytest.raises(ValueError, match=r"has 3 outputs.*num_classes=10"):
         utils.find_lr(make_small_model(3), loader, config)
     for max_lr in (0, -1.0, None, float("nan"), float("inf")):
