@@ -1,7 +1,7 @@
 """The LR finder: what it runs, what it leaves as it was, and which peak it chooses."""
 
 from dataclasses import replace
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -11,19 +11,21 @@ import utils
 from conftest import interrupt_step, make_small_model, take_snapshot
 
 
-@pytest.mark.parametrize("limits", [(1e-3, 10.0), (1e-4, 1.0)])
-def test_range_test_trains_with_the_learning_rates_that_it_shows(
-    model, config, loaders, shown, steps, limits
-):
-    utils.find_lr(model, loaders[0], config, *(limits if limits[1] == 1 else ()))
+def test_range_test_shows_the_rates_that_it_used(model, config, loaders, shown, steps):
+    model[1].eval()
+    before = take_snapshot(model)
+    utils.find_lr(model, loaders[0], config, 1e-4, 1.0)
     lrs, losses = shown[0][0].axes[0].lines[0].get_xydata().T
     np.testing.assert_allclose([lr for lr, _ in steps], lrs, rtol=1e-6)
     assert 20 < len(steps) <= config.lr_finder_steps == 40
-    np.testing.assert_allclose(lrs, np.geomspace(*limits, 40)[: len(steps)], rtol=1e-6)
+    np.testing.assert_allclose(lrs, np.geomspace(1e-4, 1, 40)[: len(steps)], rtol=1e-6)
     assert np.std(np.diff(losses[:10])) > 0.01, "losses as they are, not smoothed"
-    for bad in ((1, 1e-3), (0, 1), (1, 1)):
+    for start_lr in (0, 1):
         with pytest.raises(ValueError, match="must rise from above 0"):
-            utils.find_lr(model, loaders[0], config, *bad)
+            utils.find_lr(model, loaders[0], config, start_lr, 1)
+    with pytest.raises(KeyboardInterrupt), interrupt_step(5):
+        utils.find_lr(model, loaders[0], config)
+    assert take_snapshot(model) == before, "even after Ctrl-C"
 
 
 def test_peak_does_not_depend_on_epochs_and_only_a_figure_is_kept(make_config, capsys):
@@ -33,36 +35,29 @@ def test_peak_does_not_depend_on_epochs_and_only_a_figure_is_kept(make_config, c
         loader, _ = utils.get_dataloaders(config)
         peaks.append(utils.find_lr(make_small_model(), loader, config))
     assert peaks[0] == peaks[1]
-    assert type(peaks[0]) is float
     assert [path.name for path in config.output_dir.iterdir()] == ["lr_finder.png"]
     assert "never rose" not in capsys.readouterr().out
     utils.find_lr(make_small_model(), loader, config, 1e-4, 1e-2)
     printed = capsys.readouterr()
     assert "never rose: a higher end_lr" in printed.out
-    assert "100%" in printed.out, "a bar of plain text"
-    assert printed.err == ""
+    assert ("100%" in printed.out, printed.err) == (True, ""), "a bar of plain text"
 
 
-def test_ctrl_c_leaves_the_model_as_it_was(model, config, loaders):
-    model[1].eval()
-    before = take_snapshot(model)
-    with pytest.raises(KeyboardInterrupt), interrupt_step(5):
-        utils.find_lr(model, loaders[0], config)
-    assert take_snapshot(model) == before
-
-
-@pytest.mark.parametrize("kind", ["cuda", "mps", "cpu"])
-def test_batches_are_copied_without_waiting_on_cuda_only(model, config, monkeypatch, kind):
-    asked, plain = {}, utils.get_autocast(config.device)
-    finder = SimpleNamespace(history={"lr": LRS, "loss": make_losses()})
-    finder.range_test = lambda *_, **options: asked.update(options)
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_copies_go_on_without_waiting_on_cuda_only(model, config, loaders, monkeypatch, kind):
+    plain, finder, index = utils.get_autocast(config.device), MagicMock(), MagicMock()
+    finder.history = {"lr": LRS, "loss": make_losses()}
     monkeypatch.setattr(utils, "get_autocast", lambda _: plain)
     monkeypatch.setattr(utils, "LRFinder", lambda *_, **__: finder)
     utils.find_lr(model, [], replace(config, device=torch.device(kind)))
-    assert asked["non_blocking_transfer"] == (kind == "cuda")
+    assert finder.range_test.call_args.kwargs["non_blocking_transfer"] == (kind == "cuda")
+    dataset, images = loaders[1].dataset, MagicMock(device=kind, is_cuda=kind == "cuda")
+    dataset.images, dataset.labels, dataset.transform = images, MagicMock(), MagicMock()
+    monkeypatch.setattr(torch, "as_tensor", lambda _: index)
+    dataset.__getitems__([0, 1])
+    index.to.assert_called_once_with(kind, non_blocking=kind == "cuda")
 
 
-# Which peak is chosen, on curves whose answer is known
 LRS = np.geomspace(1e-4, 10, 100)
 
 
@@ -72,8 +67,7 @@ def make_losses(lowest=0.1):
     return 2.3 - 1 / (1 + np.exp(-4 * (x + 1))) + np.exp(np.minimum(6 * x, 20)) / 20
 
 
-@pytest.mark.parametrize("lowest", [0.01, 0.1, 1.0])
-@pytest.mark.parametrize("noise", [0.0, 0.02, 0.05])
+@pytest.mark.parametrize(("lowest", "noise"), [(0.01, 0.0), (0.01, 0.05), (1.0, 0.05)])
 def test_peak_is_the_last_before_half_of_the_fall_is_lost(lowest, noise):
     losses = make_losses(lowest)
     expected = LRS[np.flatnonzero(losses <= (losses.min() + losses[0]) / 2)[-1]]
@@ -81,30 +75,19 @@ def test_peak_is_the_last_before_half_of_the_fall_is_lost(lowest, noise):
     peak, _ = utils.choose_peak(LRS, noisy)
     assert peak == pytest.approx(expected, rel=0.3)
     assert peak > 1.2 * LRS[np.argmin(losses)], "not the minimum, which moves with chance"
-    for shift, scale, offset in ((1e-3, 1, 0), (50, 0.1, 5), (1, 100, -5)):
-        moved, _ = utils.choose_peak(shift * LRS, scale * noisy + offset)
-        assert moved == pytest.approx(shift * peak, rel=1e-6)
 
 
-@pytest.mark.parametrize("height", [0.8, 3.0])
-@pytest.mark.parametrize("valley", [1.4, 1.7])
-def test_peak_is_before_a_bump_though_the_loss_falls_again(height, valley):
+def test_peak_is_before_a_bump_though_the_loss_falls_again():
     x = np.log10(LRS)
-    losses = np.where(x < -1, 2.3 - np.clip(x + 3.5, 0, 1), valley)
-    peak, _ = utils.choose_peak(LRS, losses + height * np.exp(-(((x + 1) / 0.3) ** 2)))
+    losses = np.where(x < -1, 2.3 - np.clip(x + 3.5, 0, 1), 1.4)
+    peak, _ = utils.choose_peak(LRS, losses + 0.8 * np.exp(-(((x + 1) / 0.3) ** 2)))
     assert 10**-2.5 < peak < 0.1
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_what_comes_after_the_first_nan_does_not_count(broken):
-    losses = make_losses()
-    expected, _ = utils.choose_peak(LRS, losses)
-    losses[80] = broken
+def test_what_comes_after_the_first_nan_does_not_count():
+    losses = np.where(np.arange(100) // 30 == 2, np.inf, make_losses())  # 60 to 89
     peak, smoothed = utils.choose_peak(LRS, losses)
-    assert peak == pytest.approx(expected, rel=0.2)
-    assert len(smoothed) == 80
-    losses[60:] = broken  # before it rises
-    assert utils.choose_peak(LRS, losses)[0] == pytest.approx(LRS[59])
-    for no_fall in (np.geomspace(2, 9, 50), np.full(50, broken), [2.3, broken]):
+    assert (peak, len(smoothed)) == (pytest.approx(LRS[59]), 60)
+    for no_fall in (np.geomspace(2, 9, 50), np.full(50, np.nan), [2.3, np.inf]):
         with pytest.raises(ValueError, match=r"start below 0\.0001.*check the data"):
             utils.choose_peak(LRS[: len(no_fall)], no_fall)

@@ -16,12 +16,12 @@ import utils
 PATH = Path(__file__).parent.parent / "S11.ipynb"
 NOTEBOOK = nbformat.read(PATH, as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
-OUTPUTS = [output for cell in CODE for output in cell.outputs]
 FOLDER = r"(?<![\w.:/])(/(home|root|tmp|Users|content|kaggle|mnt)/(?!drive\b)|[A-Z]:\\)"
 
 
-def parse(cell):
-    return ast.parse(TransformerManager().transform_cell(cell.source))
+def find_nodes(cell, *kinds):
+    tree = ast.parse(TransformerManager().transform_cell(cell.source))
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
 
 
 def find_cell(words):
@@ -29,70 +29,46 @@ def find_cell(words):
     return cell
 
 
-def get_text(cell):
-    return "".join(output.get("text", "") for output in cell.outputs)
-
-
-def test_format_is_valid():
+def test_file_is_valid_executed_in_order_and_small_enough_for_github():
     nbformat.validate(NOTEBOOK)
     assert NOTEBOOK.nbformat_minor >= 5, "cells have ids"
-    assert len({cell.id for cell in NOTEBOOK.cells}) == len(NOTEBOOK.cells)
+    assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
+    assert PATH.stat().st_size < 5_000_000
+    assert max(len(json.dumps(output)) for cell in CODE for output in cell.outputs) < 1_000_000
 
 
 @pytest.mark.parametrize("cell", CODE, ids=lambda cell: cell.id)
-def test_cells_define_nothing_and_loop_over_nothing(cell):
-    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-    loops = (ast.For, ast.While, ast.comprehension)
-    assert not [node for node in ast.walk(parse(cell)) if isinstance(node, definitions + loops)]
+def test_cells_only_call_what_comes_from_the_repository(cell):
+    assert not find_nodes(cell, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    assert not find_nodes(cell, ast.For, ast.While, ast.comprehension)
+    modules = {alias.name for node in find_nodes(cell, ast.Import) for alias in node.names}
+    modules |= {node.module for node in find_nodes(cell, ast.ImportFrom)}
+    extra = modules - {"torch", "torchsummary", "utils", "models.resnet"}
+    assert not extra or "REPO_URL" in cell.source
+    assert {name.split(".")[0] for name in extra} <= sys.stdlib_module_names
     assert "get_config" in cell.source or not re.search(FOLDER, cell.source)
 
 
-def test_code_comes_from_the_repository():
-    allowed, standard = {"torch", "torchsummary", "utils", "models.resnet"}, sys.stdlib_module_names
-    for cell in CODE:
-        for node in ast.walk(parse(cell)):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                aliases = {alias.name for alias in node.names}
-                modules = aliases if isinstance(node, ast.Import) else {node.module}
-                extra = {name for name in modules - allowed if name.split(".")[0] not in standard}
-                assert not extra, cell.id
-                assert modules <= allowed or "REPO_URL" in cell.source
-
-
 def test_parameters_are_fields_of_config():
-    calls = [node for node in ast.walk(parse(find_cell("get_config"))) if type(node) is ast.Call]
+    calls = find_nodes(find_cell("get_config"), ast.Call)
     (call,) = (call for call in calls if getattr(call.func, "attr", "") == "get_config")
-    names = [keyword.arg for keyword in call.keywords]
-    assert set(names) <= {field.name for field in fields(utils.Config)}
-    first = {"profile", "seed", "epochs", "batch_size", "cutout_size", "optimizer", "output_dir"}
-    assert first | {"resume"} <= set(names), "these are there to be changed"
-    assert not call.args
-
-
-# What is saved
-def test_every_cell_was_executed_in_order():
-    assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
+    names = {keyword.arg for keyword in call.keywords}
+    assert names <= {field.name for field in fields(utils.Config)}
 
 
 def test_outputs_are_plain_text_and_six_figures_without_errors_or_folders():
-    assert "widget" not in json.dumps(NOTEBOOK.metadata)
-    pictures = [output for output in OUTPUTS if "image/png" in output.get("data", {})]
-    assert len(pictures) == 6
-    for output in OUTPUTS:
+    assert "vnd.jupyter.widget" not in PATH.read_text(encoding="utf-8")
+    outputs = [output for cell in CODE for output in cell.outputs]
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 6
+    for output in outputs:
         assert (output.output_type, output.get("name")) != ("stream", "stderr"), output.text
         assert output.output_type != "error"
         data = output.get("data", {})
-        assert not [kind for kind in data if "widget" in kind]
         texts = [output.get("text", ""), *(data[kind] for kind in data if "text" in kind)]
         assert not [text for text in texts if "\r" in text], "GitHub shows all states of such a bar"
         assert not [text for text in texts if re.search(FOLDER, text)]
     machine = r"epochs, batches of \d+, on .+ in (float32|float16|bfloat16)"
-    assert re.search(machine, get_text(find_cell("get_config")))
-
-
-def test_it_is_small_enough_for_github():
-    assert PATH.stat().st_size < 5_000_000
-    assert max(len(json.dumps(output)) for output in OUTPUTS) < 1_000_000
+    assert re.search(machine, str(find_cell("get_config").outputs))
 
 
 def test_cells_whose_outputs_are_the_same_everywhere_are_compared():
@@ -101,7 +77,3 @@ def test_cells_whose_outputs_are_the_same_everywhere_are_compared():
     compared = {cell.id for cell in CODE if not cell.metadata.get("tags")}
     words = ("import utils", "get_dataloaders", "torchsummary.summary", "show_summary", "map_size")
     assert compared == {find_cell(word).id for word in words}
-    assert "11,173,962" in get_text(find_cell("torchsummary.summary"))
-    assert "Total mult-adds (M): 555.43" in get_text(find_cell("show_summary"))
-    assert "test images" in get_text(find_cell("get_dataloaders"))
-    assert find_cell("map_size").outputs[0].data["text/plain"] == "(8, 8)"
