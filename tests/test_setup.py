@@ -3,14 +3,19 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import requires
 from pathlib import Path
+from threading import Thread
 from urllib.parse import quote
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 
 ROOT = Path(__file__).parent.parent
 CELLS = {cell.id: cell.source for cell in nbformat.read(ROOT / "S11.ipynb", as_version=4).cells}
@@ -22,12 +27,6 @@ from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell(colors="NoColor", xmode="Minimal")
 for cell in json.load(sys.stdin):
     shell.run_cell(cell).success or sys.exit()
-"""
-COLAB = """
-import io, os, urllib.request
-os.environ.update(COLAB_JUPYTER_IP="172.28.0.12", KMP_TARGET_PORT="9000")
-answers = {{"http://172.28.0.12:9000/api/sessions": {!r}}}
-urllib.request.urlopen = lambda url, timeout: io.BytesIO(answers[url])
 """
 PIP = "import os, sys; print('PIP', *sys.argv[1:]); sys.exit(int(os.getenv('PIP_FAILS', 0)))"
 
@@ -69,6 +68,28 @@ def run(*more, url=ADA, first=""):
     return subprocess.run(command, text=True, timeout=60, **streams).stdout
 
 
+@pytest.fixture
+def serve(github, monkeypatch):
+    """Return a function that answers as Colab's sessions API does; None: the answer never comes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/api/sessions" else 404)
+            self.end_headers()
+            self.wfile.write(self.server.answer.encode())
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        monkeypatch.setenv("COLAB_JUPYTER_IP", "127.0.0.1")
+        monkeypatch.setenv("KMP_TARGET_PORT", str(server.server_port))
+
+        def start(answer):
+            server.answer = answer
+            if answer is not None:
+                Thread(target=server.handle_request, daemon=True).start()
+
+        yield start
+
+
 def get_session(address):
     return json.dumps([{"path": f"fileId={quote(address, safe='')}&pli=1", "name": "S11.ipynb"}])
 
@@ -80,7 +101,20 @@ def test_empty_folder(github):
     assert os.listdir() == ["S11-clone"]
 
 
-def test_fork_on_colab_is_fetched_from_where_it_was_opened(github):
+def test_real_code_in_a_kernel(github):
+    folder = github / "ada" / "TSAI-S11"
+    shutil.copytree(ROOT / "models", folder / "models")
+    shutil.copy(ROOT / "utils.py", folder)
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "all")
+    setup = CELLS["fetch"].replace("github.com/OWNER/", "github.com/ada/")  # as owner.py does it
+    cells = [new_code_cell(s) for s in (setup, CELLS["imports"], "utils.get_config()", setup)]
+    notebook = NotebookClient(new_notebook(cells=cells), kernel_name="python3").execute()
+    assert "QUICK PROFILE" in str(notebook.cells[2].outputs)
+    assert "has changed" not in str(notebook.cells[3].outputs)
+
+
+def test_fork_on_colab_is_fetched_from_where_it_was_opened(github, serve):
     fork = github / "grace" / "home.work"
     session = get_session("https://github.com/grace/home.work/blob/feature/x-2/My S11.ipynb")
     commit(fork, "default branch")
@@ -89,10 +123,14 @@ def test_fork_on_colab_is_fetched_from_where_it_was_opened(github):
         git(fork, "checkout", "-q", "feature/x-2")
         commit(fork, version)
         git(fork, "checkout", "-q", "-")
-        assert f"RUNS {version}" in run(url=UNKNOWN, first=COLAB.format(session.encode()))
+        serve(session)
+        assert f"RUNS {version}" in run(url=UNKNOWN)
 
 
 OTHER_ANSWERS = {
+    "never": None,
+    "nonsense": "<html>",
+    "nothing": "[]",
     "Drive": json.dumps([{"path": "fileId=1AbCdEfGhIjKlMnOpQrStUvWx", "name": "S11.ipynb"}]),
     "other host": get_session("https://github.com.evil.org/ada/evil/blob/main/S11.ipynb"),
     "in a query": get_session("https://evil.org/?https://github.com/ada/evil/blob/main/S11.ipynb"),
@@ -102,8 +140,9 @@ OTHER_ANSWERS = {
 
 
 @pytest.mark.parametrize("kind", OTHER_ANSWERS)
-def test_other_answers_leave_repo_url(github, kind):
-    assert "RUNS first" in run(first=COLAB.format(OTHER_ANSWERS[kind].encode()))
+def test_other_answers_leave_repo_url(serve, kind):
+    serve(OTHER_ANSWERS[kind])
+    assert "RUNS first" in run()
     assert os.listdir() == ["S11-clone"]
 
 
