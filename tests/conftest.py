@@ -1,7 +1,7 @@
 """Offer short runs, a small model, and stand-ins. The conftest.py above chose the profile."""
 
 import pickle
-from itertools import count
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -41,11 +41,7 @@ def loaders(config):
 @pytest.fixture
 def make_loader():
     """Return a loader of images and labels, as torch's own collation gives it."""
-
-    def make(images, labels, batch_size, shuffle=False):
-        return DataLoader(list(zip(images, labels, strict=True)), batch_size, shuffle)
-
-    return make
+    return lambda images, labels, size: DataLoader(list(zip(images, labels, strict=True)), size)
 
 
 @pytest.fixture(autouse=True)
@@ -94,14 +90,9 @@ def steps():
 
 
 def interrupt_step(number):
-    """Return a context, in which Ctrl-C is pressed at the step of this number, counted from 1."""
-    numbers = count(1)
-
-    def check(*_):
-        if next(numbers) == number:
-            raise KeyboardInterrupt
-
-    return register_optimizer_step_pre_hook(check)
+    """Return a context in which Ctrl-C is pressed at the step of this number, counted from 1."""
+    results = [None] * (number - 1) + [KeyboardInterrupt]
+    return register_optimizer_step_pre_hook(Mock(side_effect=results))
 
 
 @pytest.fixture
