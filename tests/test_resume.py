@@ -7,8 +7,7 @@ import pickle
 import random
 import signal
 import time
-from functools import partial
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ import tqdm
 from torch import nn
 
 import utils
-from conftest import interrupt_step, make_small_model
+from conftest import interrupt_step, make_small_model, take_snapshot
 
 RUN = {"epochs": np.int64(3), "batch_size": 32, "train_images": 64}
 RUN |= {"mean": np.full(3, 0.5)}  # a checkpoint with NumPy's numbers would not load
@@ -90,30 +89,23 @@ def path(fit, tmp_path):
     return tmp_path / "outputs" / "checkpoint.pt"
 
 
-PLACES = {"test": (utils, "test"), "save": (torch, "save"), "replace": (os, "replace")}
+ENDS = [(1, None), (4, None), (99, KeyboardInterrupt)]  # in the first epoch, the second, a save
 
 
-@pytest.mark.parametrize("place", [1, 4, *PLACES])
-def test_ctrl_c_then_a_new_call_ends_the_same(fit, monkeypatch, tmp_path, steps, place):
-    model = make_small_model()
-    with monkeypatch.context() as patch:
-        if place in PLACES:
-            patch.setattr(*PLACES[place], Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt), interrupt_step(99 if place in PLACES else place):
-            fit(model=model)
+@pytest.mark.parametrize(("step", "effect"), ENDS)
+def test_ctrl_c_then_a_new_call_ends_the_same(fit, tmp_path, step, effect):
+    model, loaded = make_small_model(), make_small_model()
+    replace = patch.object(os, "replace", side_effect=effect, wraps=os.replace)
+    with replace, interrupt_step(step), pytest.raises(KeyboardInterrupt):
+        fit(model=model)
     assert not list(tqdm.tqdm._instances), "the bars are closed"
-    max_lr, left = 0.05, 6
-    if place == 4:  # in the second epoch; in a new process, a finder may answer a bit differently
-        model, max_lr, left = make_small_model(), 0.06, 4
-    steps.clear()
-    history = fit(max_lr, model)
-    assert len(steps) == left
+    if step == 4:  # go on in a new process, where a finder may answer a bit differently
+        model = make_small_model()
+    history = fit(0.06 if step == 4 else 0.05, model)
     fit(output_dir=tmp_path / "whole")
     assert load(tmp_path / "outputs") == load(tmp_path / "whole")
-    steps.clear()
-    assert (fit(model=make_small_model()), steps) == (history, []), (
-        "it is loaded, not trained again"
-    )
+    assert fit(model=loaded) == history, "its seconds, too: it is loaded, not trained again"
+    assert take_snapshot(loaded)["values"] == take_snapshot(model)["values"]
     assert json.loads((tmp_path / "outputs" / "history.json").read_text()) == history
 
 
@@ -126,44 +118,35 @@ def test_resume_false_trains_afresh_and_keeps_every_checkpoint(path, fit):
     assert kept == contents
 
 
-@pytest.mark.parametrize("enabled", [False, True])
-def test_checkpoint_of_another_device_goes_on(path, fit, monkeypatch, enabled):
-    """With the random state of a GPU that is not there, with or without a loss scaler's state."""
+def test_checkpoint_of_another_device_goes_on(path, fit, monkeypatch):
+    """With the random state of a GPU that is not there, and without a loss scaler's state."""
     state = torch.load(path, weights_only=True)
     state["random_states"].append(torch.zeros(16, dtype=torch.uint8))
     torch.save(state, path)
-    scaler = torch.amp.GradScaler("cpu", init_scale=512, enabled=enabled)
+    scaler = torch.amp.GradScaler("cpu", init_scale=512)
     monkeypatch.setattr(utils, "get_scaler", lambda _: scaler)
     assert len(fit()["test_loss"]) == 3
 
 
-def assert_refused(path, words, call):
-    """Check for an error of one sentence, which leaves the checkpoint as it was."""
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match=rf"^{path}.*{words}.*output_dir.*resume=False[^\n]*$"):
-        call()
-    assert path.read_bytes() == before
-
-
-def test_another_configuration_network_or_number_of_steps_is_refused(path, fit):
-    for name, value in {"epochs": 4, "seed": 1, "optimizer": "sgd", "std": (1, 1, 1)}.items():
-        assert_refused(path, rf"another {name}\b", partial(fit, **{name: value}))
-    assert_refused(path, "another number of steps", partial(fit, copies=2))
+def test_another_run_or_a_damaged_file_is_refused_and_kept(path, fit, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     longer, wider = make_small_model().append(nn.ReLU()), make_small_model()
     wider.register_parameter("scale", nn.Parameter(torch.ones(1)))  # it prints the same
-    for model in (longer, wider):
-        assert_refused(path, "another network", partial(fit, model=model))
-
-
-def test_damaged_checkpoint_is_refused_and_runs_nothing(path, fit, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    malicious, other = b"cos\nmkdir\n(S'hacked'\ntR.", pickle.dumps({"settings": 1}, 2)
-    for content in (b"", b"text", path.read_bytes()[:-100], malicious, other):
+    whole, others = (
+        path.read_bytes(),
+        {"epochs": 4, "seed": 1, "optimizer": "sgd", "std": (1, 1, 1)},
+    )
+    cases = [(whole, rf"another {name}\b", {name: value}) for name, value in others.items()]
+    cases += [(whole, "another number of steps", {"copies": 2})]
+    cases += [(whole, "another network", {"model": model}) for model in (longer, wider)]
+    malicious, foreign = b"cos\nmkdir\n(S'hacked'\ntR.", pickle.dumps({"settings": 1}, 2)
+    damaged = (b"", b"text", whole[:-100], malicious, foreign)
+    for content, words, changes in [*cases, *[(content, "is damaged", {}) for content in damaged]]:
         path.write_bytes(content)
-        assert_refused(path, "is damaged", fit)
-    assert not (tmp_path / "hacked").exists()
-    pickle.loads(malicious)
-    assert (tmp_path / "hacked").exists(), "it would have run"
+        with pytest.raises(ValueError, match=rf"^{path}.*{words}.*output_dir.*resume=False[^\n]*$"):
+            fit(**changes)
+        assert path.read_bytes() == content
+    assert not (tmp_path / "hacked").exists(), "nothing in a file is run"
 
 
 def test_full_disk_leaves_the_old_checkpoint_whole(path, fit, monkeypatch):
@@ -175,15 +158,13 @@ def test_full_disk_leaves_the_old_checkpoint_whole(path, fit, monkeypatch):
     assert {file.name for file in path.parent.iterdir()} == {"checkpoint.pt", "history.json"}
 
 
-def test_two_runs_in_one_folder_do_not_share_a_temporary_file(tmp_path):
-    path, fork = tmp_path / "history.json", multiprocessing.get_context("fork").Process
+def test_two_runs_in_one_folder_do_not_share_a_temporary_file(tmp_path, monkeypatch):
+    path = tmp_path / "history.json"
 
     def write_meanwhile(file):
         file.write(b"whole")
-        file.flush()
-        other = fork(target=utils.replace_file, args=(path, lambda file: file.write(b"other")))
-        other.start()
-        other.join()
+        monkeypatch.setattr(os, "getpid", lambda: 1)  # another process
+        utils.replace_file(path, lambda file: file.write(b"other"))
         assert path.read_bytes() == b"other"
 
     utils.replace_file(path, write_meanwhile)
