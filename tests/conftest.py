@@ -18,12 +18,8 @@ import utils
 @pytest.fixture
 def make_config(tmp_path):
     """Return get_config for the CPU, with its folders below the test's own."""
-    folders = {"output_dir": tmp_path / "outputs", "data_dir": tmp_path / "data"}
-
-    def make(profile="quick", **overrides):
-        return utils.get_config(profile, **{"device": "cpu", **folders, **overrides})
-
-    return make
+    own = {"device": "cpu", "output_dir": tmp_path / "outputs", "data_dir": tmp_path / "data"}
+    return lambda profile="quick", **overrides: utils.get_config(profile, **{**own, **overrides})
 
 
 @pytest.fixture
@@ -120,8 +116,7 @@ def tiny_cifar10(tmp_path, monkeypatch):
         (folder / name).write_bytes(pickle.dumps(content))
         return [name, calculate_md5(folder / name)]
 
-    train_list = [write(f"data_batch_{i}", 1) for i in range(1, 6)]
-    monkeypatch.setattr(cifar10, "train_list", train_list)
+    monkeypatch.setattr(cifar10, "train_list", [write(f"data_batch_{i}", 1) for i in range(1, 6)])
     monkeypatch.setattr(cifar10, "test_list", [write("test_batch", 2)])
     monkeypatch.setattr(cifar10, "meta", {**cifar10.meta, "md5": write("batches.meta", 0)[1]})
     return folder
