@@ -63,9 +63,8 @@ def test_figures_are_shown_in_notebooks_or_told(config, monkeypatch, capsys, bac
 
 def test_history_shows_both_curves_and_the_last_accuracy(make_config, shown):
     utils.plot_history(HISTORY, make_config("full"))
-    figure, title = shown[0]
-    assert title == "Test accuracy after epoch 3: 77.50 %", "not the best; no caveat"
-    lines = [line for axis in figure.axes for line in axis.lines]
+    assert shown[0][1] == "Test accuracy after epoch 3: 77.50 %", "not the best; no caveat"
+    lines = [line for axis in shown[0][0].axes for line in axis.lines]
     assert [line.get_label().split()[0] for line in lines] == ["train", "test"] * 2 + ["peak:"]
     assert [[*line.get_ydata()] for line in lines] == [HISTORY[name] for name in CURVES]
     assert {line.get_marker() for line in lines[:4]} == {"."}, "so that a single epoch is seen"
@@ -78,20 +77,15 @@ class Reader(nn.Linear):
         return images[:, 0, 0, :10]
 
 
-NAMES = ["$5", "$10", "$20", "a_b^2", "x" * 60, "one of very many words " * 4, *"6789"]
-
-
 def test_mistakes_are_found_sorted_counted_and_shown(make_config, shown):
+    names = ["$5", "$10", "$20", "a_b^2", "x" * 60, "one of very many words " * 4, *"6789"]
     labels, images = torch.arange(30) % 10, torch.zeros(30, 3, 32, 32)
     logits = 5.0 * torch.eye(10)[labels]
     logits[[17, 4, 29], [2, 9, 0]] = torch.tensor([12.0, 8.0, 6.0])  # three mistakes
     images[:, 0, 0, :10], images[:, 1, 0, 0] = logits, torch.arange(30)
     items = [item for item in zip(images, labels, strict=True) if item[1] != 5]
-    model, loader, config = (
-        Reader(1, 1),
-        DataLoader(items, 8, shuffle=True),
-        make_config(classes=NAMES),
-    )
+    model, config = Reader(1, 1), make_config(classes=names)
+    loader = DataLoader(items, 8, shuffle=True)
 
     found = utils.get_misclassified(model, loader)
     assert found.images[:, 1, 0, 0].tolist() == [17, 4, 29], "numbered in the second channel"
@@ -114,7 +108,7 @@ def test_mistakes_are_found_sorted_counted_and_shown(make_config, shown):
     rows = [label.get_text() for label in axis.get_yticklabels()]
     assert (rows[0], rows[5][-7:], rows[7]) == ("$5: 100.0 %", ": nan %", "7: 66.7 %")
     columns = [label.get_text() for label in axis.get_xticklabels()]
-    assert columns[:4] == NAMES[:4]
+    assert columns[:4] == names[:4]
     assert max(len(line) for column in columns for line in column.split("\n", 1)) <= 16
 
 
