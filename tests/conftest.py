@@ -1,8 +1,7 @@
 """Offer short runs, a small model, and stand-ins. The conftest.py above chose the profile."""
 
 import pickle
-from contextlib import contextmanager
-from itertools import count
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,12 +18,8 @@ import utils
 @pytest.fixture
 def make_config(tmp_path):
     """Return get_config for the CPU, with its folders below the test's own."""
-    folders = {"output_dir": tmp_path / "outputs", "data_dir": tmp_path / "data"}
-
-    def make(profile="quick", **overrides):
-        return utils.get_config(profile, **{"device": "cpu", **folders, **overrides})
-
-    return make
+    own = {"device": "cpu", "output_dir": tmp_path / "outputs", "data_dir": tmp_path / "data"}
+    return lambda profile="quick", **overrides: utils.get_config(profile, **{**own, **overrides})
 
 
 @pytest.fixture
@@ -37,6 +32,12 @@ def config(make_config):
 def loaders(config):
     """80 training images in batches of 32, 32 and 16, and 360 test images."""
     return utils.get_dataloaders(config)
+
+
+@pytest.fixture
+def make_loader():
+    """Return a loader of images and labels, as torch's own collation gives it."""
+    return lambda images, labels, size: DataLoader(list(zip(images, labels, strict=True)), size)
 
 
 @pytest.fixture(autouse=True)
@@ -80,35 +81,14 @@ def steps():
     def note(optimizer, *_):
         made.append(tuple(optimizer.param_groups[0][name] for name in ("lr", "momentum")))
 
-    handle = register_optimizer_step_pre_hook(note)
-    yield made
-    handle.remove()
+    with register_optimizer_step_pre_hook(note):
+        yield made
 
 
-@contextmanager
 def interrupt_step(number):
-    """Press Ctrl-C at the step of this number, counted from 1."""
-    counter = count(1)
-
-    def check(*_):
-        if next(counter) == number:
-            raise KeyboardInterrupt
-
-    handle = register_optimizer_step_pre_hook(check)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@pytest.fixture
-def make_loader():
-    """Return a loader of images and labels, as torch's own collation gives it."""
-
-    def make(images, labels, batch_size, shuffle=False):
-        return DataLoader(list(zip(images, labels, strict=True)), batch_size, shuffle)
-
-    return make
+    """Return a context in which Ctrl-C is pressed at the step of this number, counted from 1."""
+    results = [None] * (number - 1) + [KeyboardInterrupt]
+    return register_optimizer_step_pre_hook(Mock(side_effect=results))
 
 
 @pytest.fixture
@@ -127,22 +107,16 @@ def shown(monkeypatch):
 @pytest.fixture
 def tiny_cifar10(tmp_path, monkeypatch):
     """Write a CIFAR-10 of 100 training images, all of value 1, and 20 test images, all of 2."""
-    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder, cifar10 = tmp_path / "data" / "cifar-10-batches-py", torchvision.datasets.CIFAR10
     folder.mkdir(parents=True)
 
-    def write(name, content):
+    def write(name, value):
+        batch = {"data": np.full((20, 3072), value, np.uint8), "labels": [*range(10)] * 2}
+        content = batch | {"label_names": list(utils.Config.classes)}  # what batches.meta holds
         (folder / name).write_bytes(pickle.dumps(content))
         return [name, calculate_md5(folder / name)]
 
-    def write_batch(name, count, value):
-        data = np.full((count, 3072), value, dtype=np.uint8)
-        return write(name, {"data": data, "labels": [i % 10 for i in range(count)]})
-
-    cifar10 = torchvision.datasets.CIFAR10
-    names = list(utils.Config.__dataclass_fields__["classes"].default)
-    train_list = [write_batch(f"data_batch_{i}", 20, 1) for i in range(1, 6)]
-    monkeypatch.setattr(cifar10, "train_list", train_list)
-    monkeypatch.setattr(cifar10, "test_list", [write_batch("test_batch", 20, 2)])
-    name, md5 = write("batches.meta", {"label_names": names})
-    monkeypatch.setattr(cifar10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    monkeypatch.setattr(cifar10, "train_list", [write(f"data_batch_{i}", 1) for i in range(1, 6)])
+    monkeypatch.setattr(cifar10, "test_list", [write("test_batch", 2)])
+    monkeypatch.setattr(cifar10, "meta", {**cifar10.meta, "md5": write("batches.meta", 0)[1]})
     return folder
