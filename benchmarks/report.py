@@ -140,6 +140,7 @@ def draw_sweep(results: dict):
     axis.set_title(f"{', '.join(titles)}\n({run})")
     axis.legend()
     figure.savefig(common.ROOT / "images" / "lr_sweep.png")
+    plt.close(figure)
 
 
 def take_run(folder: Path, add: bool):

@@ -15,6 +15,7 @@ import utils
 
 ROOT = Path(__file__).parent.parent
 OWN = {"epochs": "2", "cutout_size": "8", "optimizer": '"sgd"'}
+OWN["output_dir"] = '"/content/drive/MyDrive/S11"'
 
 
 def run(folder, *command):
@@ -25,15 +26,19 @@ def run(folder, *command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def change_notebook(path, output_dir):
-    """Set the parameters."""
+def change_notebook(path):
+    """Set parameters of one's own, and other numbers in the outputs that nbval does not compare."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     (cell,) = (c for c in notebook["cells"] if "utils.get_config(" in "".join(c["source"]))
     source = "".join(cell["source"])
-    for name, value in {**OWN, "output_dir": f'"{output_dir}"'}.items():
+    for name, value in OWN.items():
         source, count = re.subn(rf"(?m)^(    {name}=)[^,\n]*,", rf"\g<1>{value},", source)
         assert count == 1, f"{name} is a line of the parameters cell"
     cell["source"] = source.splitlines(keepends=True)
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []) if cell["metadata"].get("tags") else []:
+            if "text" in output:
+                output["text"] = [re.sub(r"\d\.\d\d", "7.77", line) for line in output["text"]]
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -48,25 +53,18 @@ def save_run(folder, **changes):
     (folder / "history.png").write_text(folder.name)
 
 
-@pytest.fixture
-def copy(tmp_path, request):
-    """Return a copy of the repository in another folder, changed in every way that is foreseen."""
+def test_a_copy_with_a_run_of_its_own_passes_the_tests_that_look_at_it(tmp_path):
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         pytest.skip("not a git repository")
-    folder = tmp_path / "my own copy"
+    copy = tmp_path / "my own copy"
     for name in filter(lambda name: (ROOT / name).is_file(), done.stdout.splitlines()):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes((ROOT / name).read_bytes())
-    change_notebook(folder / "S11.ipynb", request.param)
-    save_run(folder / "outputs" / "full", seed=4, cutout_size=8, optimizer="sgd")
-    run(folder, "benchmarks/owner.py", "ada")
-    return folder
-
-
-@pytest.mark.parametrize("copy", ["outputs/mine", "/content/drive/MyDrive/S11"], indirect=True)
-def test_a_copy_passes_the_tests_that_look_at_it(copy):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    change_notebook(copy / "S11.ipynb")
+    save_run(copy / "outputs" / "full", seed=4, cutout_size=8, optimizer="sgd")
+    run(copy, "benchmarks/owner.py", "ada")
     run(copy, "benchmarks/report.py", "outputs/full")
     readme = (copy / "README.md").read_text(encoding="utf-8")
     assert "with cutout size 8, optimizer sgd (one run)" in readme

@@ -1,6 +1,6 @@
 """Figures: what they show, and what they leave as it was; GradCAM on networks of known answer."""
 
-import sys
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -50,10 +50,9 @@ TOLD = {"module://matplotlib_inline.backend_inline": "INLINE", "nbagg": "DISPLAY
 def test_figures_are_shown_in_notebooks_or_told(config, monkeypatch, capsys, backend):
     monkeypatch.setattr(plt, "get_backend", lambda: backend)
     monkeypatch.setattr(plt, "show", lambda: print("INLINE"))
-    monkeypatch.setattr(utils, "display", lambda _: print("DISPLAY"))
-    monkeypatch.setitem(sys.modules, "ipykernel", None)
-    if backend == "agg":  # a terminal
-        monkeypatch.delitem(sys.modules, "ipykernel")
+    monkeypatch.setattr(utils.display, "display", lambda _: print("DISPLAY"))
+    kernel = None if backend == "agg" else SimpleNamespace(kernel=1)  # a terminal has none
+    monkeypatch.setattr(utils, "get_ipython", lambda: kernel)
     config.output_dir.touch()  # nothing can be saved in a file, but is shown anyway
     with pytest.warns(UserWarning, match="could not be written"):
         utils.plot_history(HISTORY, config)
