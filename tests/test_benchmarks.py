@@ -1,11 +1,10 @@
 """The benchmarks: what they promise, on a stand-in for CIFAR-10 and with a small network."""
 
 import sys
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import DEFAULT, Mock
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -21,45 +20,22 @@ import report
 import speed
 import sweep
 from test_copy import save_run
+from test_readme import make_images, make_network
 
-CIFAR10 = torchvision.datasets.CIFAR10
 TRAINED = ("epochs=2", "batch_size=45", "max_lr=0.02", "--seeds=2")
-NAMES = ("headline", "results", "log", "settings", "speed")
-BLOCKS = "".join(f"<!-- begin: {name} -->\n<!-- end: {name} -->\n" for name in NAMES)
-
-
-def make_network():
-    """Return a network for images of 32 x 32 or 16 x 16, which trains in milliseconds."""
-    layers = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU()
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 10))
-
-
-def make_cifar10(root, train=True):
-    """Return 100 training images or 30 test images, whose colour tells the class."""
-    targets = [i % 10 for i in range(100 if train else 30)]
-    noise = np.random.default_rng(0).integers(0, 30, (len(targets), 32, 32, 3), np.uint8)
-    return SimpleNamespace(
-        data=noise + np.uint8(22) * np.uint8(targets)[:, None, None, None], targets=targets
-    )
-
-
-@pytest.fixture
-def spies(monkeypatch):
-    """Note all calls of utils.train and utils.predict."""
-    spies = Mock(train=Mock(wraps=utils.train), predict=Mock(wraps=utils.predict))
-    monkeypatch.setattr(utils, "train", spies.train)
-    monkeypatch.setattr(utils, "predict", spies.predict)
-    return spies
+BLOCKS = "".join(f"<!-- begin: {key} -->\n<!-- end: {key} -->\n" for key in report.get_blocks({}))
 
 
 @pytest.fixture(autouse=True)
 def call(tmp_path, monkeypatch):
     """Return a function that runs a script in tmp_path, and returns the rows of a part."""
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", make_cifar10)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", partial(make_images, 10))
     monkeypatch.setattr(common, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     for script in (sweep, speed):
         monkeypatch.setattr(script, "ResNet18", make_network)
+    for name in ("train", "predict"):
+        monkeypatch.setattr(utils, name, Mock(wraps=getattr(utils, name)))
     (tmp_path / "images").mkdir()
     (tmp_path / "README.md").write_text(BLOCKS)
 
@@ -72,38 +48,36 @@ def call(tmp_path, monkeypatch):
 
 
 def count_images(spy):
-    return {len(call.args[1].dataset) for call in spy.call_args_list}
+    """Return the numbers of images in the calls of utils.train or utils.predict."""
+    return [len(call.args[1].dataset) for call in spy.call_args_list]
 
 
-def test_sweep_trains_every_combination_once_and_never_tests(call, spies):
+def test_sweep_trains_every_combination_once_and_never_tests(call):
     rows = call(sweep, "momentum=0.8,0.9", *TRAINED)
     expected = [(0.8, 0), (0.9, 0), (0.8, 1), (0.9, 1)]
     assert [(row["settings"]["momentum"], row["seed"]) for row in rows] == expected
-    assert (count_images(spies.train), count_images(spies.predict)) == ({90}, {10})
     assert call(sweep, *TRAINED[:3], "momentum=0.9,0.8", "--seeds=2") == rows, "in another order"
-    assert spies.train.call_count == 8, "nothing is trained again"
+    assert count_images(utils.train) == 8 * [90], "nothing is trained again"
+    assert count_images(utils.predict) == 8 * [10], "never the 30 test images"
 
 
 @pytest.mark.parametrize("script", [sweep, record])
-def test_ctrl_c_appends_nothing_and_a_new_call_goes_on(call, spies, script):
-    spies.train.side_effect = [DEFAULT, DEFAULT, DEFAULT, KeyboardInterrupt]
+def test_ctrl_c_appends_nothing_and_a_new_call_goes_on(call, script):
+    utils.train.side_effect = [DEFAULT, DEFAULT, DEFAULT, KeyboardInterrupt]
     with pytest.raises(KeyboardInterrupt):
         call(script, *TRAINED)
     assert [row["seed"] for row in common.read_results()[script.__name__]] == [0]
-    spies.train.side_effect = None
+    utils.train.side_effect = None
     assert [row["seed"] for row in call(script, *TRAINED)] == [0, 1]
-    assert spies.train.call_count == 5, "the epoch that was missing"
+    assert utils.train.call_count == 5, "the epoch that was missing"
+    assert not list(Path().rglob("checkpoint.pt"))
 
 
-def test_record_tests_once_after_the_end(call, spies, tmp_path):
-    (row, _) = call(record, *TRAINED)
-    order = "train predict train predict predict predict "
-    assert [name for name, *_ in spies.mock_calls] == (2 * order).split()
-    assert (count_images(spies.train), row["test_images"]) == ({100}, 30)
-    sizes = [len(call.args[1].dataset) for call in spies.predict.call_args_list[:3]]
-    assert sizes == [10, 10, 30], "training images that were held out, and the test images"
-    assert not list(tmp_path.rglob("checkpoint.pt"))
-    assert "| probe accuracy |" in report.get_blocks(common.read_results())["log"]
+def test_record_tests_once_after_the_end(call):
+    (row,) = call(record, *TRAINED[:3], "--seeds=1")
+    assert (count_images(utils.train), row["test_images"]) == ([100, 100], 30)
+    utils.predict.call_args_list.pop()  # the mirror images, which have no dataset
+    assert count_images(utils.predict) == [10, 10, 30], "held out training images, and the test"
 
 
 def test_scores_count_both_mirror_images_together(tmp_path):
@@ -119,48 +93,25 @@ def test_scores_count_both_mirror_images_together(tmp_path):
     assert row["without_near_duplicates"] == 100
 
 
-def test_the_lr_finder_is_asked_and_its_curve_kept(call):
-    (row,) = call(sweep, "epochs=1", "batch_size=45", "lr_finder_steps=20", "--seeds=1")
-    assert utils.choose_peak(*row["finder"].values())[0] == row["max_lr"]
-
-
-@pytest.mark.parametrize("setting", ["depth=3", "seed=3", "max_lr=0", "weight_decay"])
-def test_bad_settings_are_told(call, setting, capsys):
-    with pytest.raises((TypeError, ValueError, SystemExit)) as told:
-        call(record, *TRAINED[:2], setting)
-    assert setting.partition("=")[0] in str(told.value) + capsys.readouterr().err
-
-
-def test_diverged_runs_are_kept_by_the_sweep_only(call, monkeypatch):
-    monkeypatch.setattr(utils, "fit_one_cycle", Mock(side_effect=FloatingPointError("nan")))
-    assert call(sweep, *TRAINED)[0]["diverged"] == "nan"
-    with pytest.raises(FloatingPointError):
-        call(record, *TRAINED)
-
-
-@pytest.fixture
-def loader(make_config):
-    """Return a loader of images that are only flipped, normalised and cut out."""
-    return utils.get_dataloaders(make_config("full", batch_size=10, crop_padding=0))[0]
-
-
-def test_the_split_is_stratified_disjoint_and_always_the_same(loader, make_config):
+def test_the_split_is_stratified_disjoint_and_always_the_same(make_config):
+    loader, _ = utils.get_dataloaders(make_config("full", batch_size=10))
     loader.dataset.images[:, 0, 0, 0] = torch.arange(100)
     (kept, others), (_, again) = (sweep.split(loader, make_config("full")) for _ in range(2))
-    numbers = [part.dataset.images[:, 0, 0, 0].tolist() for part in (kept, others, again)]
+    numbers = [part.dataset.images[:, 0, 0, 0].tolist() for part in (kept, others)]
     assert sorted(numbers[0] + numbers[1]) == list(range(100))
-    assert numbers[1] == numbers[2]
     assert others.dataset.labels.bincount().tolist() == [1] * 10
-    first, second = (torch.cat([images for images, _ in others]) for _ in range(2))
-    assert torch.equal(first, second), "not augmented"
+    first, second = (torch.cat([images for images, _ in part]) for part in (others, again))
+    assert torch.equal(first, second), "the same images, and not augmented"
 
 
-def test_cutout_ends_and_flips_alternate_by_image(loader, monkeypatch):
-    dataset, levers, epochs = loader.dataset, {"alternating_flip": True, "end_cutout": 3}, []
+def test_biases_learn_faster_cutout_ends_and_flips_alternate_by_image(make_config):
+    loader, _ = utils.get_dataloaders(make_config("full", batch_size=10, crop_padding=0))
+    dataset, epochs, layer = loader.dataset, [], nn.BatchNorm2d(1)
+    dataset.images[:, :, :16] = 99  # the left half
     original = dataset.transform.transforms[2](dataset.images.permute(0, 3, 1, 2))
-    note = Mock(side_effect=lambda *_: epochs.append(dataset.__getitems__(range(100))[0]))
-    monkeypatch.setattr(utils, "train", note)
-    train = sweep.pull_levers(levers, nn.Flatten(), dataset, 4)
+    utils.train.side_effect = lambda *_: epochs.append(dataset.__getitems__(range(100))[0])
+    levers = {"bias_lr": 4, "alternating_flip": True, "end_cutout": 3}
+    train = sweep.pull_levers(levers, layer, dataset, 4)
     for epoch in range(4):
         train(None, loader, None, Mock(last_epoch=10 * epoch))
     assert [int(images.eq(0).sum()) for images in epochs] == [100 * 3 * 16 * 16, 0, 0, 0]
@@ -168,35 +119,19 @@ def test_cutout_ends_and_flips_alternate_by_image(loader, monkeypatch):
     assert torch.equal(epochs[3], epochs[1])
     mirrored = [not torch.equal(a, b) for a, b in zip(epochs[2], original, strict=True)]
     assert 20 < sum(mirrored) < 80, "by chance"
+    (layer.weight + layer.bias).sum().backward()
+    assert (layer.weight.grad, layer.bias.grad) == (1, 4)
 
 
-def test_biases_learn_faster(loader, make_config):
-    moved = []
-    for levers in ({}, {"bias_lr": 4}):
-        model = nn.BatchNorm2d(1)
-        sweep.pull_levers(levers, model, loader.dataset, 1)
-        optimizer = utils.get_optimizer(model, 0.1, make_config())
-        (model.weight + model.bias).sum().backward()
-        optimizer.step()
-        moved.append([model.weight.item() - 1, model.bias.item()])
-    assert moved[1] == pytest.approx([moved[0][0], 4 * moved[0][1]])
-
-
-def test_levers_reach_the_training(call, monkeypatch):
-    sizes, all_lrs, steps, train = set(), [], [], utils.train
-
-    def note(model, loader, *args):
-        steps.append(len(loader.dataset.transform.transforms))
-        model[0].register_forward_pre_hook(lambda _, images: sizes.add(images[0].shape[-1]))
-        loss, accuracy, lrs = train(model, loader, *args)
-        all_lrs.extend(lrs)
-        return loss, accuracy, lrs
-
-    monkeypatch.setattr(utils, "train", note)
+def test_levers_and_the_lr_finder_reach_the_training(call, steps):
     levers = ("half_size=true", "end_cutout=1", "anneal=linear", "alternating_flip=true")
-    call(sweep, *levers, "batch_size=10", "epochs=2", "max_lr=0.1", "--seeds=1")
-    assert (sizes, steps) == ({16}, [3, 2]), "without the flip, and then without CutOut"
-    falls = torch.tensor(all_lrs).diff()[5:]
+    (row,) = call(sweep, *levers, "batch_size=10", "epochs=2", "lr_finder_steps=20", "--seeds=1")
+    assert utils.choose_peak(*row["finder"].values())[0] == row["max_lr"]
+    (model, loader, *_), seen = utils.train.call_args.args, []
+    model[0].register_forward_pre_hook(lambda _, images: seen.append(images[0].shape[-1]))
+    model(next(iter(loader))[0])
+    assert (seen, len(loader.dataset.transform.transforms)) == ([16], 2), "no flip, no CutOut"
+    falls = torch.tensor([lr for lr, _ in steps[-18:]]).diff()[5:]
     torch.testing.assert_close(falls, falls[:1].expand_as(falls), rtol=1e-3, atol=1e-6)
 
 
@@ -207,63 +142,45 @@ def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
     (row,) = call(report, "run0")
     assert (row["accuracy"], row["settings"], row["seed"]) == (1 + 19 / 7, {}, 0)
     assert "seed 5 with 9.50 %" in capsys.readouterr().out
-    assert "20 epochs with default settings (one run)" in (tmp_path / "README.md").read_text()
-    for i in (1, 2, 3):
-        rows = call(report, f"run{i}", "--add")
+    rows = [call(report, f"run{i}", "--add") for i in (1, 2, 3)][-1]
     assert "other settings" in capsys.readouterr().err
     assert [row["seed"] for row in rows] == [0, 1]
-    assert (tmp_path / "images" / "history.png").read_text() == "run0"
-    text = (tmp_path / "README.md").read_text()
-    assert "standard deviation of 2 seeds" in text
-    call(report, "--check")
-    assert call.status == 0
-    (tmp_path / "README.md").write_text(text.replace("| 2 |", "| 3 |", 1))
-    call(report, "--check")
-    assert (call.status, capsys.readouterr().out.count("README.md: log differs")) == (1, 1)
+    assert Path("images", "history.png").read_text() == "run0"
+    assert "standard deviation of 2 seeds" in (text := Path("README.md").read_text())
+    for own, status in ((text, 0), (text.replace("| 2 |", "| 3 |", 1), 1)):
+        Path("README.md").write_text(own)
+        call(report, "--check")
+        assert call.status == capsys.readouterr().out.count("README.md: log differs") == status
 
 
-PARTIAL = ({"profile": "quick"}, {"dataset": "mine"}, {"train_images": 60})
+def test_report_refuses_what_is_no_result(call, tmp_path, capsys):
+    partial_runs = {"profile": "quick"}, {"dataset": "mine"}, {"train_images": 60}
+    cases = [(changes, "not of a run on all") for changes in partial_runs]
+    cases += [(None, "missing"), ({"epochs": 30}, "10 of 30"), ({"train_images": "all"}, "damaged")]
+    for i, (changes, words) in enumerate(cases):
+        if changes:
+            save_run(tmp_path / f"run{i}", **changes)
+        assert (call(report, f"run{i}"), call.status) == ([], 2)
+        told = capsys.readouterr()
+        assert (told.out, told.err.count("\n"), words in told.err) == ("", 1, True)
+    assert not list(Path("images").iterdir())
+    assert Path("README.md").read_text() == BLOCKS
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        *((changes, "not of a run on all") for changes in PARTIAL),
-        *(({"epochs": 30}, "10 of 30 epochs to go"), ({"train_images": "all"}, "damaged")),
-        (None, "missing"),
-    ],
-)
-def test_report_refuses_what_is_no_result(call, tmp_path, capsys, changes, words):
-    if changes:
-        save_run(tmp_path / "run", **changes)
-    assert (call(report, "run"), call.status) == ([], 2)
-    told = capsys.readouterr()
-    assert (told.out, told.err.count("\n"), words in told.err) == ("", 1, True)
-    assert not list((tmp_path / "images").iterdir())
-    assert (tmp_path / "README.md").read_text() == BLOCKS
-
-
-def test_the_sweep_is_drawn_and_tabled_with_its_best_peaks(call, tmp_path, monkeypatch):
+def test_the_sweep_is_drawn_and_tabled_with_its_best_peaks(call):
     for lr, accuracy in {0.01: 70, 0.02: 75, 0.04: 72}.items():
         for own in ({"epochs": 5}, {"epochs": 5, "end_cutout": 1}, {"profile": "quick"}):
-            settings = {**own, "max_lr": lr}
-            common.add_row("sweep", {"settings": settings, "max_lr": lr, "accuracy": accuracy})
-    titles = Mock()
-    monkeypatch.setattr(report.plt.Axes, "set_title", titles)
+            row = {"settings": {**own, "max_lr": lr}, "max_lr": lr, "accuracy": accuracy}
+            common.add_row("sweep", row)
     call(report)
-    assert "Muon is best with a peak of 0.02 (75.0 %)" in titles.call_args.args[0]
-    assert (tmp_path / "images" / "lr_sweep.png").stat().st_size > 10_000
-    readme = (tmp_path / "README.md").read_text()
-    assert "| epochs 5 | end cutout 1 | 0.02 (best of 3) | 75.00 % | 1 |" in readme
+    assert Path("images", "lr_sweep.png").stat().st_size > 10_000
+    row = "| epochs 5 | end cutout 1 | 0.02 (best of 3) | 75.00 % | 1 |"
+    assert row in Path("README.md").read_text()
 
 
-def test_speed_measures_both_ways_and_replaces_rows(call, monkeypatch, capsys, make_config):
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR10)  # which hands out PIL images
-    for loader in speed.get_loaders(60, make_config("full", batch_size=20)):
-        pixels = torch.cat([images for images, _ in loader])
-        assert (pixels == 0).all(dim=1).float().mean() == pytest.approx(0.25, abs=0.01), "cut out"
-    assert call(speed, "--smoke") == [], "nothing is kept"
-    assert "of our training step" in capsys.readouterr().out
+def test_speed_keeps_no_smoke_test_and_replaces_rows(call, monkeypatch, make_config):
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", torchvision.datasets.cifar.CIFAR10)
+    assert call(speed, "--smoke") == []
     for _ in range(2):
         speed.compare("this", [len, len], [[], []], make_config(), smoke=False)
     assert len(common.read_results()["speed"]) == 1
