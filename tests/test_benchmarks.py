@@ -146,7 +146,8 @@ def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
     assert "other settings" in capsys.readouterr().err
     assert [row["seed"] for row in rows] == [0, 1]
     assert Path("images", "history.png").read_text() == "run0"
-    assert "standard deviation of 2 seeds" in (text := Path("README.md").read_text())
+    text = Path("README.md").read_text()
+    assert "standard deviation of 2 seeds" in text
     for own, status in ((text, 0), (text.replace("| 2 |", "| 3 |", 1), 1)):
         Path("README.md").write_text(own)
         call(report, "--check")
