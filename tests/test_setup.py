@@ -213,7 +213,7 @@ def test_everything_that_is_required_is_installed():
     brought = {re.match(r"[\w-]+", r)[0] for n in named for r in requires(n) or [] if ";" not in r}
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     required = {re.split("[<>=]", line)[0] for line in lines if not line.startswith("#")}
-    assert required - {"jupyter", "nbval", "hypothesis"} <= named | brought
+    assert required - {"jupyter", "nbval"} <= named | brought
 
 
 def test_ci_runs_the_line_of_the_readme():
