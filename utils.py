@@ -485,9 +485,8 @@ def get_scaler(device: torch.device) -> torch.amp.GradScaler:
 
 def compute_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
     """Return the mean cross-entropy with label smoothing; ValueError if model or labels misfit."""
-    outputs, classes = logits.shape[1], len(config.classes)
-    if outputs != classes:
-        raise ValueError(f"The model has {outputs} outputs: build it with num_classes={classes}.")
+    if logits.shape[1] != (classes := len(config.classes)):
+        raise ValueError(f"The model has {logits.shape[1]} outputs: use num_classes={classes}.")
     return F.cross_entropy(logits, check_labels(labels), label_smoothing=config.label_smoothing)
 
 
@@ -647,6 +646,7 @@ def replace_file(path: Path, write: Callable):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
