@@ -65,7 +65,7 @@ PROFILES = {
         "dataset": "handwritten digits", "classes": tuple("0123456789"),
         "mean": (0.304, 0.304, 0.304), "std": (0.3232, 0.3232, 0.3232),
         "epochs": 3, "batch_size": 32, "train_images": 1024, "lr_finder_steps": 30,
-        "cutout_size": 8,  # 16 would hide most of a digit
+        "epochs_without_cutout": 1, "cutout_size": 8,  # 16 would hide most of a digit
     },
 }  # fmt: skip
 
@@ -90,6 +90,7 @@ class Config:
     train_images: int | None = None  # train on the first n images only; None: on all
     crop_padding: int = 4
     cutout_size: int = 16
+    epochs_without_cutout: int = 3  # the last ones (He et al., 2019, arXiv:1909.09148)
     optimizer: str = "muon"  # MuonSGD; or "sgd"
     label_smoothing: float = 0.1
     momentum: float = 0.9  # constant: OneCycle moves the learning rate only
@@ -99,8 +100,8 @@ class Config:
     resume: bool = True  # go on from the checkpoint in output_dir; False: start over
 
     def __post_init__(self):
-        limits = {"seed": (0, math.inf), "lr_finder_steps": (10, math.inf)}  # others: from 1 on
-        limits |= {"crop_padding": (0, 31), "cutout_size": (0, 31)}
+        limits = {"crop_padding": (0, 31), "cutout_size": (0, 31), "seed": (0, math.inf)}
+        limits |= {"epochs_without_cutout": (0, math.inf), "lr_finder_steps": (10, math.inf)}
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             low, high = limits.get(name, (1, math.inf))
@@ -112,9 +113,8 @@ class Config:
         for name, choices in (("optimizer", ("muon", "sgd")), ("resume", (True, False))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be in {choices}.")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if np.shape(values) != (3,) or (name == "std" and min(values) <= 0):
-                raise ValueError(f"{name} is {values}, but must be three numbers, std above 0.")
+        if (np.shape(self.mean), np.shape(self.std)) != ((3,), (3,)) or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean}, std {self.std}: choose 3 numbers, std above 0.")
 
     @property
     def caveat(self) -> str:
@@ -135,14 +135,10 @@ def get_config(profile: str | None = None, **overrides) -> Config:
     profile = profile or os.environ.get("S11_PROFILE") or default
     if profile not in PROFILES:
         raise ValueError(f"There is no profile {profile!r}: choose 'full' or 'quick'.")
-    settings = {
-        "profile": profile,
-        "device": device,
-        "data_dir": os.environ.get("S11_DATA_DIR") or "data",
-        "output_dir": os.environ.get("S11_OUTPUT_DIR") or f"outputs/{profile}",
-        **PROFILES[profile],
-        **{name: value for name, value in overrides.items() if value is not None},
-    }
+    settings = {"profile": profile, "device": device, **PROFILES[profile]}
+    settings["data_dir"] = os.environ.get("S11_DATA_DIR") or "data"
+    settings["output_dir"] = os.environ.get("S11_OUTPUT_DIR") or f"outputs/{profile}"
+    settings |= {name: value for name, value in overrides.items() if value is not None}
     for name, value in settings.items():
         if name in ("data_dir", "output_dir"):
             settings[name] = find_folder(value)
@@ -234,10 +230,14 @@ class CutOut:
     """Set a square at a random place in every image (N, C, H, W) to 0, the mean of normalised data
     (DeVries & Taylor, 2017, arXiv:1708.04552; here, the square lies wholly inside the image)."""
 
+    enabled = True  # False, of the class: images pass as they are, in whichever loader
+
     def __init__(self, size: int = 16):
         self.size = size
 
     def __call__(self, images: Tensor) -> Tensor:
+        if not self.enabled:
+            return images
         (n, _, height, width), device = images.shape, images.device
         top = torch.randint(height - self.size + 1, (n, 1, 1, 1), device=device)
         left = torch.randint(width - self.size + 1, (n, 1, 1, 1), device=device)
@@ -316,9 +316,8 @@ def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
         raise ValueError(f"There is no {config.dataset} here: hand its images to make_loader.")
     train_data, test_data = known[config.dataset](config)
     images, labels = (part[: config.train_images] for part in train_data)
-    if config.batch_size > len(images):
-        only = f"but there are only {len(images)} training images"
-        raise ValueError(f"batch_size is {config.batch_size}, {only}: choose a smaller one.")
+    if config.batch_size > (n := len(images)):
+        raise ValueError(f"batch_size is {config.batch_size}, but there are only {n} images.")
     train_transform, test_transform = get_transforms(config)
     train_loader = make_loader(images, labels, train_transform, config, shuffle=True)
     test_loader = make_loader(*test_data, test_transform, config)
@@ -554,9 +553,9 @@ def test(model: nn.Module, test_loader: Iterable) -> tuple[float, float]:
 def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, config) -> dict:
     """Train with the 1cycle policy (Smith & Topin, 2017, arXiv:1708.07120), and test every epoch.
     Returns the history: train_loss, train_accuracy, test_loss, test_accuracy and seconds (training)
-    per epoch, lr per step; losses are means over images, accuracies in %. Every epoch ends with
-    checkpoint.pt and history.json in config.output_dir, where a next call goes on if config.resume.
-    Raises ValueError for a bad max_lr, checkpoint or model."""
+    per epoch, lr per step; losses are means over images, accuracies in %. The last epochs have no
+    CutOut. Every epoch ends with checkpoint.pt and history.json in config.output_dir, where a next
+    call goes on if config.resume. Raises ValueError for a bad max_lr, checkpoint or model."""
     if not 0 < (max_lr := float(max_lr or 0)) < math.inf:
         raise ValueError(f"max_lr is {max_lr}, but must be a number above 0.")
     torch.manual_seed(config.seed)
@@ -577,20 +576,21 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     try:
         for epoch in range(len(history["seconds"]), config.epochs):
             print(f"Epoch {epoch + 1}")
+            CutOut.enabled = epoch < config.epochs - config.epochs_without_cutout
             start = time.perf_counter()
             loss, accuracy, lrs = train(model, train_loader, optimizer, scheduler, scaler, config)
-            history["seconds"].append(time.perf_counter() - start)
-            history["train_loss"].append(loss)
-            history["train_accuracy"].append(accuracy)
-            history["lr"].extend(lrs)
-            loss, accuracy = test(model, test_loader)
-            history["test_loss"].append(loss)
-            history["test_accuracy"].append(accuracy)
+            seconds = time.perf_counter() - start
+            test_loss, test_accuracy = test(model, test_loader)
+            new = [loss], [accuracy], [test_loss], [test_accuracy], [seconds], lrs
+            for name, values in zip(names, new, strict=True):
+                history[name] += values
             save_checkpoint(parts, run, history, config)
     except KeyboardInterrupt:
         if not (config.output_dir / "checkpoint.pt").exists():  # nothing to go on from: start anew
             model.load_state_dict(untrained)
         raise
+    finally:
+        CutOut.enabled = True
     model.eval()  # ready to be used
     return history
 

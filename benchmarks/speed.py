@@ -1,16 +1,16 @@
 """Measure how much faster this project trains than the plain way of most tutorials.
 
-    python benchmarks/speed.py            # minutes; no download; with --smoke: does it run?
+    python benchmarks/speed.py      # takes minutes; without a download
 
 Plain: torchvision's transforms of one PIL image at a time, in two workers, and a float32 step of
 torch.optim.SGD. Ours: utils.make_loader and utils.train. A step is that of a batch that is there.
 """
 
 import os
-import sys
-import time
 from collections import deque
+from functools import partial
 from statistics import median
+from timeit import repeat
 
 import common
 import numpy as np
@@ -57,38 +57,31 @@ def get_trainers(config: utils.Config) -> tuple:
     return train_plain, lambda loader: utils.train(model, loader, *rest)
 
 
-def compare(what: str, calls, arguments, config: utils.Config, smoke: bool) -> float:
-    """Time two calls in turn; print their medians, keep them in results.json; return ours."""
-    seconds, machine = ([], []), f"{utils.describe_machine(config.device)}, {os.cpu_count()} cores"
-    for _ in range(2 if smoke else 4):  # the first is a warm-up
-        for call, argument, times in zip(calls, arguments, seconds, strict=True):
-            start = time.perf_counter()
-            call(argument)  # which waits for the GPU
-            times.append(time.perf_counter() - start)
-    plain, ours = (median(times[1:]) for times in seconds)
+def compare(what: str, calls, arguments, config: utils.Config) -> float:
+    """Time two calls; print their medians, keep them in results.json; return ours."""
+    timers = map(partial, calls, arguments)  # a call waits for the GPU; the first is a warm-up
+    plain, ours = (median(repeat(timer, number=1, repeat=4)[1:]) for timer in timers)
+    machine = f"{utils.describe_machine(config.device)}, {os.cpu_count()} cores"
     print(f"{what}: plain {plain:.3g} s, ours {ours:.3g} s, {plain / ours:.1f} x")
-    row = {"what": what, "machine": machine, "plain": plain, "ours": ours}
-    if not smoke:
-        common.add_row("speed", row, lambda old: (old["what"], old["machine"]) != (what, machine))
+    same = {"what": what, "machine": machine}
+    old = [row for row in common.read_results().get("speed", []) if same.items() <= row.items()]
+    common.add_row("speed", {**same, "plain": plain, "ours": ours}, old)
     return ours
 
 
-def main():
+def main(count=50_000, size=512):
     """Compare the input, a training step and, on a GPU, an epoch."""
-    smoke = "--smoke" in sys.argv
-    count, size = (100, 8) if smoke else (50_000, 512)
     cpu, best = (utils.get_config("full", batch_size=size, device=d) for d in ("cpu", None))
     loaders = get_loaders(count, cpu)
     batches = [[next(iter(loader))] for loader in loaders]
     read_all = [lambda loader: deque(loader, maxlen=0)] * 2
-    loading = compare(f"loading {count:,} images on the CPU", read_all, loaders, cpu, smoke)
-    step = compare(f"a step with {size} images on the CPU", get_trainers(cpu), batches, cpu, smoke)
+    loading = compare(f"loading {count:,} images on the CPU", read_all, loaders, cpu)
+    step = compare(f"a step with {size} images on the CPU", get_trainers(cpu), batches, cpu)
     print(f"Our loading takes {loading / count * size / step:.2%} of our training step.")
     if best.device.type == "cuda":
         what = f"an epoch of {count:,} images on the GPU"
-        compare(what, get_trainers(best), get_loaders(count, best), best, smoke)
+        compare(what, get_trainers(best), get_loaders(count, best), best)
 
 
 if __name__ == "__main__":
-    common.keep_memory()
     main()

@@ -4,14 +4,8 @@
     python benchmarks/sweep.py half_size=true epochs=5 optimizer=sgd    # much shorter, for a CPU
 
 Every combination is trained once per seed and added to results.json, if it is not there; a stopped
-run goes on from outputs/. The test images are never looked at. A setting is max_lr (else the LR
-finder's), any field of utils.Config, or a lever:
-
-    half_size=true         the network sees 16 x 16 pixels
-    bias_lr=16             BatchNorm's biases learn so many times faster
-    end_cutout=1           no CutOut in so many last epochs
-    anneal=linear          OneCycle rises and falls in straight lines
-    alternating_flip=true  by chance, then in every second epoch (Jordan, 2024, arXiv:2404.00498)
+run goes on from outputs/. The test images are never looked at. A setting is any field of
+utils.Config, max_lr (else the LR finder's), or half_size=true: the network sees 16 x 16 pixels.
 """
 
 import json
@@ -26,13 +20,10 @@ from unittest import mock
 import common
 import torch
 from sklearn.model_selection import train_test_split
-from torch import nn
-from torch.optim import lr_scheduler
+from torch.nn import functional as F
 
 import utils
 from models.resnet import ResNet18
-
-NOT_IN_CONFIG = {"max_lr", "half_size", "bias_lr", "end_cutout", "anneal", "alternating_flip"}
 
 
 def parse_setting(argument: str) -> tuple[str, list]:
@@ -51,60 +42,27 @@ def split(loader, config: utils.Config) -> tuple:
     return rest, utils.make_loader(data.images[others], data.labels[others], plain, config)
 
 
-def pull_levers(settings: dict, model: nn.Module, dataset, epochs: int):
-    """Change how a model is trained; return what replaces utils.train."""
-    train, steps, whole = utils.train, dataset.transform.transforms, dataset.images
-    if settings.get("half_size"):
-        model.register_forward_pre_hook(lambda _, images: nn.functional.avg_pool2d(*images, 2))
-    for layer in model.modules():  # SGD's steps grow with the gradient as with the learning rate
-        if "bias_lr" in settings and isinstance(layer, nn.BatchNorm2d):
-            layer.bias.register_hook(lambda gradient: settings["bias_lr"] * gradient)
-    if is_alternating := settings.get("alternating_flip"):
-        steps[:] = [step for step in steps if not isinstance(step, utils.RandomHorizontalFlip)]
-        mirrored = torch.rand(len(dataset), 1, 1, 1, device=whole.device) < 0.5
-        whole = dataset.images = torch.where(mirrored, whole.flip(2), whole)
-
-    def train_epoch(model, loader, optimizer, scheduler, *args):
-        epoch = 1 + scheduler.last_epoch // len(loader)  # it counts steps
-        dataset.images = whole.flip(2) if is_alternating and epoch % 2 == 0 else whole
-        if epoch > epochs - settings.get("end_cutout", 0):
-            steps[:] = [step for step in steps if not isinstance(step, utils.CutOut)]
-        return train(model, loader, optimizer, scheduler, *args)
-
-    return train_epoch
-
-
 def train(settings: dict, seed: int, folder: Path, test=None) -> dict:
     """Train on nine tenths, or on all images if test is to see the model; return the row."""
-    fields = {name: settings[name] for name in settings.keys() - NOT_IN_CONFIG}
+    fields = {name: settings[name] for name in settings.keys() - {"max_lr", "half_size"}}
     config = utils.get_config(**{"profile": "full", **fields}, seed=seed, output_dir=folder)
     loader, test_loader = utils.get_dataloaders(config)
     nine_tenths, held_out = split(loader, config)
-    loader = loader if test else nine_tenths
-    model = ResNet18().to(config.device, memory_format=torch.channels_last)
-    train_epoch = pull_levers(settings, model, loader.dataset, config.epochs)
-    anneal = partial(lr_scheduler.OneCycleLR, anneal_strategy=settings.get("anneal", "cos"))
-    row = {"settings": settings, "seed": seed, "max_lr": settings.get("max_lr")}
-    row["machine"] = utils.describe_machine(config.device)
-    with (
-        mock.patch.object(utils, "train", train_epoch),
-        mock.patch.object(lr_scheduler, "OneCycleLR", anneal),
-        mock.patch.object(utils, "plot_lr_finder") as plot,
-    ):
-        if "max_lr" not in settings:
-            row["max_lr"] = utils.find_lr(model, loader, config)
-            row["finder"] = dict(zip(("lr", "loss"), plot.call_args.args, strict=False))
-        try:
-            history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)
-        except FloatingPointError as error:
-            if test:
-                raise
-            return {**row, "diverged": str(error), "accuracy": 0}
-    if not test:
-        return {**row, "accuracy": history["test_accuracy"][-1]}
-    del history["lr"]  # and the images held out were trained on, so that they are no test
-    row["history"] = {name.replace("test", "probe"): history[name] for name in history}
-    return row | test(model, test_loader)
+    loader, model = loader if test else nine_tenths, ResNet18().to(config.device)
+    if settings.get("half_size"):
+        model.register_forward_pre_hook(lambda _, images: F.avg_pool2d(*images, 2))
+    row = {"settings": settings, "seed": seed, "machine": utils.describe_machine(config.device)}
+    if not (max_lr := settings.get("max_lr")):
+        with mock.patch.object(utils, "plot_lr_finder") as plot:
+            max_lr = utils.find_lr(model, loader, config)
+        row["finder"] = dict(zip(("lr", "loss"), plot.call_args.args, strict=False))
+    history = utils.fit_one_cycle(model, loader, held_out, max_lr, config)
+    row |= {"max_lr": max_lr, "accuracy": history["test_accuracy"][-1]}
+    if test:
+        del history["lr"]  # and the images held out were trained on, so that they are no test
+        row["history"] = {name.replace("test", "probe"): history[name] for name in history}
+        row |= test(model, test_loader)
+    return row
 
 
 def main(part: str = "sweep", doc: str = __doc__, test=None):
@@ -128,5 +86,4 @@ def main(part: str = "sweep", doc: str = __doc__, test=None):
 
 
 if __name__ == "__main__":
-    common.keep_memory()
     main()

@@ -113,7 +113,7 @@ def test_images_labels_or_settings_of_another_kind_are_told(make_config):
     ):
         with pytest.raises(ValueError, match=words):
             utils.make_loader(bad_images, bad_labels, lambda batch: batch, make_config())
-    with pytest.raises(ValueError, match="batch_size is 32, but there are only 3 training"):
+    with pytest.raises(ValueError, match="batch_size is 32, but there are only 3 images"):
         utils.get_dataloaders(make_config(train_images=3))
     with pytest.raises(ValueError, match=r"no ImageNet here.*make_loader"):
         utils.get_dataloaders(make_config(dataset="ImageNet"))

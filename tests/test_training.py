@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import utils
-from conftest import make_small_model
+from conftest import interrupt_step, make_small_model
 from models.resnet import ResNet18
 
 
@@ -45,6 +46,19 @@ def test_training_optimises_the_smoothed_loss(model, config, make_loader):
     F.cross_entropy(twin(images), labels, label_smoothing=config.label_smoothing).backward()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q - 0.1 * q.grad)
+
+
+def test_the_last_epochs_are_without_cutout_which_then_is_back(model, config, loaders):
+    config, areas = replace(config, epochs=3, epochs_without_cutout=1), []
+
+    def look(*_):
+        areas.append(int(utils.CutOut(16)(torch.ones(1, 1, 32, 32)).eq(0).sum()))
+
+    looks = register_optimizer_step_pre_hook(look)
+    with looks, interrupt_step(9), pytest.raises(KeyboardInterrupt):
+        utils.fit_one_cycle(model, *loaders, 0.05, config)
+    look()
+    assert areas == 6 * [256] + 3 * [0] + [256]
 
 
 def test_no_reading_from_the_device_in_the_loop(config, steps, monkeypatch):
