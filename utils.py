@@ -65,7 +65,7 @@ PROFILES = {
         "dataset": "handwritten digits", "classes": tuple("0123456789"),
         "mean": (0.304, 0.304, 0.304), "std": (0.3232, 0.3232, 0.3232),
         "epochs": 3, "batch_size": 32, "train_images": 1024, "lr_finder_steps": 30,
-        "epochs_without_cutout": 1, "cutout_size": 8,  # 16 would hide most of a digit
+        "cutout_size": 8,  # 16 would hide most of a digit
     },
 }  # fmt: skip
 
@@ -90,7 +90,7 @@ class Config:
     train_images: int | None = None  # train on the first n images only; None: on all
     crop_padding: int = 4
     cutout_size: int = 16
-    epochs_without_cutout: int = 3  # the last ones (He et al., 2019, arXiv:1909.09148)
+    cutout_free_fraction: float = 0.15  # of all epochs, the last (He et al., arXiv:1909.09148)
     optimizer: str = "muon"  # MuonSGD; or "sgd"
     label_smoothing: float = 0.1
     momentum: float = 0.9  # constant: OneCycle moves the learning rate only
@@ -101,7 +101,7 @@ class Config:
 
     def __post_init__(self):
         limits = {"crop_padding": (0, 31), "cutout_size": (0, 31), "seed": (0, math.inf)}
-        limits |= {"epochs_without_cutout": (0, math.inf), "lr_finder_steps": (10, math.inf)}
+        limits["lr_finder_steps"] = (10, math.inf)  # and others: from 1 on
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             low, high = limits.get(name, (1, math.inf))
@@ -151,9 +151,9 @@ def get_config(profile: str | None = None, **overrides) -> Config:
     if config.profile == "quick":
         print("*** QUICK PROFILE: handwritten digits, NOT CIFAR-10. The numbers are no result. ***")
         print("The real run starts by itself where there is a GPU, or with S11_PROFILE=full.")
-    elif config.device.type == "cpu" and not config.caveat:
+    elif device.type == "cpu" and not config.caveat:
         print(f"There is no GPU: on a CPU, {config.epochs} epochs may take many hours.")
-    if "google.colab" in sys.modules and config.device.type == "cpu":
+    if "google.colab" in sys.modules and device.type == "cpu":
         print("This Colab has no GPU: Runtime > Change runtime type > T4 GPU, then run all again.")
     what = f"{config.dataset}, {config.epochs} epochs, batches of {config.batch_size}"
     print(f"{what}, on {describe_machine(config.device)}")
@@ -230,7 +230,7 @@ class CutOut:
     """Set a square at a random place in every image (N, C, H, W) to 0, the mean of normalised data
     (DeVries & Taylor, 2017, arXiv:1708.04552; here, the square lies wholly inside the image)."""
 
-    enabled = True  # False, of the class: images pass as they are, in whichever loader
+    enabled = True  # of all CutOuts: fit_one_cycle takes it away for the last epochs
 
     def __init__(self, size: int = 16):
         self.size = size
@@ -576,7 +576,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     try:
         for epoch in range(len(history["seconds"]), config.epochs):
             print(f"Epoch {epoch + 1}")
-            CutOut.enabled = epoch < config.epochs - config.epochs_without_cutout
+            CutOut.enabled = epoch < config.epochs * (1 - config.cutout_free_fraction)
             start = time.perf_counter()
             loss, accuracy, lrs = train(model, train_loader, optimizer, scheduler, scaler, config)
             seconds = time.perf_counter() - start
@@ -673,7 +673,7 @@ def find_lr(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_l
     lrs, losses = finder.history["lr"], finder.history["loss"]
     max_lr, smoothed = choose_peak(lrs, losses)
     if max_lr == lrs[-1]:
-        print(f"LR finder: up to {max_lr:.3g}, the loss never rose: a higher end_lr may find more.")
+        print(f"LR finder: up to {max_lr:.3g}, the loss hardly rose: try a higher end_lr.")
     plot_lr_finder(lrs, losses, smoothed, max_lr, config)
     return max_lr
 

@@ -9,7 +9,7 @@ if len(sys.argv) != 2 or not re.fullmatch(r"[A-Za-z0-9-]+", sys.argv[1]):
 for name in ("README.md", "S11.ipynb"):
     path = Path(__file__).resolve().parents[1] / name
     text = path.read_bytes().decode()
-    text = re.sub(r"(github(?:\.com)?)/OWNER/", rf"\1/{sys.argv[1]}/", text)
+    text, count = re.subn(r"(github(?:\.com)?)/OWNER/", rf"\1/{sys.argv[1]}/", text)
     text = re.sub(r"<!-- begin: owner -->.*?<!-- end: owner -->\r?\n", "", text, flags=re.DOTALL)
     path.write_bytes(text.encode())
-    print(f"{path} names {sys.argv[1]}.")
+    print(f"{path}: {count} addresses name {sys.argv[1]} now.")

@@ -1,7 +1,6 @@
 """Train with several seeds on all training images, and test each of them once, after its end.
 
-    python benchmarks/record.py --seeds 5
-    python benchmarks/record.py --seeds 5 cutout_size=8     # another setting, as in sweep.py
+    python benchmarks/record.py --seeds 5        # or with settings, as in sweep.py
 
 --near-duplicates names a CSV file whose column TestID has the numbers of test images that have
 nearly the same picture among the training images (from ciFAIR).
@@ -24,7 +23,7 @@ def test(model, loader, near_duplicates) -> dict:
     row = {"test_images": len(right), "loss": F.cross_entropy(logits, labels).item()}
     row["accuracy"], row["mirrored_accuracy"] = (100 * sum(x) / len(x) for x in (right, both))
     if near_duplicates:
-        lines = csv.DictReader(near_duplicates.read_text().split())
+        lines = csv.DictReader(near_duplicates.split())
         kept = set(range(len(right))) - {int(line["TestID"]) for line in lines}
         row["without_near_duplicates"] = 100 * sum(right[i] for i in kept) / len(kept)
     return row

@@ -21,15 +21,13 @@ import torch
 from matplotlib.ticker import LogLocator
 
 import utils
-
-SHORT = {"half_size": True, "epochs": 5, "epochs_without_cutout": 0}  # runs that are drawn
+from models.resnet import ResNet18
 
 
 def describe(settings: dict) -> str:
     """Name settings other than the peak for a reader: "epochs 5, half size"."""
-    own = [(name, value) for name, value in sorted(settings.items()) if name != "max_lr"]
-    words = [name if value is True else f"{name} {value}" for name, value in own]
-    return ", ".join(words).replace("_", " ") or "default settings"
+    own = [n if v is True else f"{n} {v}" for n, v in sorted(settings.items()) if n != "max_lr"]
+    return ", ".join(own).replace("_", " ") or "default settings"
 
 
 def average(values: list[float]) -> str:
@@ -65,14 +63,14 @@ def get_blocks(results: dict) -> dict[str, str]:
     head += "| without near duplicates | training of an epoch | machine"
     blocks = {"results": make_table(head, *lines)}
     if record:
-        first, settings = record[0], describe(record[0]["settings"])
-        columns = list(first["history"].values())[1:4]  # without the training loss
-        for epoch, values in enumerate(zip(*columns, strict=True), 1):
+        first, settings = record[0]["history"], record[0]["settings"]
+        columns = (first.get(name, []) for name in ("train_accuracy", "test_loss", "test_accuracy"))
+        for epoch, values in enumerate(zip(*columns, strict=False), 1):
             log.append(" | ".join([str(epoch), *(f"{value:#.4g}" for value in values)]))
-        same = [row["accuracy"] for row in record if describe(row["settings"]) == settings]
+        same = [row["accuracy"] for row in record if row["settings"] == settings]
         runs = f"mean ± standard deviation of {len(same)} seeds" if same[1:] else "one run"
-        headline = f"**{average(same)}** of the {first['test_images']:,} test images are right "
-        headline += f"after {len(log)} epochs with {settings} ({runs})."
+        headline = f"**{average(same)}** of the {record[0]['test_images']:,} test images are right "
+        headline += f"after {len(first['seconds'])} epochs with {describe(settings)} ({runs})."
     head, half = "epoch | train accuracy | test loss | test accuracy", (len(log) + 1) // 2
     pairs = zip_longest(log[:half], log[half:], fillvalue=" | | | ")
     blocks |= {"headline": headline, "log": make_table(f"{head} | {head}", *map(" | ".join, pairs))}
@@ -81,7 +79,7 @@ def get_blocks(results: dict) -> dict[str, str]:
         peak, values = max(peaks.items(), key=lambda item: mean(item[1]))
         line = f"{settings} | {peak} (best of {len(peaks)})"
         lines.append(f"{line} | {average(values)} | {len(values)}")
-    head = "setting | peak learning rate | accuracy on validation images | seeds"
+    head = "setting | peak learning rate | accuracy on validation images | runs"
     blocks["settings"], lines = make_table(head, *lines), []
     for row in results.get("speed", []):
         line = f"{row['what']} | {row['plain']:.3g} s | {row['ours']:.3g} s"
@@ -108,10 +106,11 @@ def update_readme(check: bool) -> bool:
 @utils.plot_style()
 def draw_sweep(results: dict):
     """Draw accuracy by peak in the short runs, for both optimizers."""
-    titles, (figure, axis) = [], plt.subplots(figsize=(8, 4.5))
+    short, titles = {"half_size": True, "epochs": 5}, []
+    figure, axis = plt.subplots(figsize=(8, 4.5))
     rows, groups = results["sweep"] + results.get("finder", []), group_sweep(results)
     for own, name, color in (({}, "Muon", utils.BLUE), ({"optimizer": "sgd"}, "SGD", utils.GREEN)):
-        setting = describe(SHORT | own)
+        setting = describe(short | own)
         points = {peak: mean(values) for peak, values in sorted(groups[setting].items())}
         axis.plot(points.keys(), points.values(), "o-", color=color, label=name)
         for best in sorted(points, key=points.get)[-1:]:
@@ -122,7 +121,7 @@ def draw_sweep(results: dict):
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_title(f"{', '.join(titles)}\n({describe(SHORT)})")
+    axis.set_title(f"{', '.join(titles)}\n({describe(short)})")
     axis.legend()
     figure.savefig(common.ROOT / "images" / "lr_sweep.png")
     plt.close(figure)
@@ -135,6 +134,8 @@ def take_run(folder: Path, add: bool):
         state = torch.load(path, map_location="cpu", weights_only=True)
         run, history = state["run"], state["history"]
         changed = {n: run[n] for n in run if n in defaults and run[n] != defaults[n]}
+        if state["model"].keys() != ResNet18().state_dict().keys():
+            changed["network"] = "not ResNet18"
         row = {"settings": changed, "seed": changed.pop("seed", 0), "machine": state["machine"]}
         row |= {"max_lr": max(history.pop("lr")), "test_images": 10_000, "history": history}
         row |= {name: history[f"test_{name}"][-1] for name in ("loss", "accuracy")}
@@ -164,7 +165,7 @@ def main() -> bool:
     parser.add_argument("--add", action="store_true")
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    if args.folder:
+    if args.folder and not args.check:
         take_run(args.folder, args.add)
     if not args.check and common.read_results().get("sweep"):
         draw_sweep(common.read_results())

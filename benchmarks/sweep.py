@@ -34,30 +34,30 @@ def parse_setting(argument: str) -> tuple[str, list]:
 
 
 def split(loader, config: utils.Config) -> tuple:
-    """Split training images by class, always alike: nine tenths, and the rest not augmented."""
+    """Split training images by class, always alike: nine tenths, and one that is not augmented."""
     data, (_, plain) = loader.dataset, utils.get_transforms(config)
     options = {"test_size": 0.1, "stratify": data.labels.cpu(), "random_state": 0}
-    kept, others = train_test_split(torch.arange(len(data)), **options)
-    rest = utils.make_loader(data.images[kept], data.labels[kept], data.transform, config, True)
-    return rest, utils.make_loader(data.images[others], data.labels[others], plain, config)
+    nine, one = train_test_split(torch.arange(len(data)), **options)
+    first = utils.make_loader(data.images[nine], data.labels[nine], data.transform, config, True)
+    return first, utils.make_loader(data.images[one], data.labels[one], plain, config)
 
 
 def train(settings: dict, seed: int, folder: Path, test=None) -> dict:
     """Train on nine tenths, or on all images if test is to see the model; return the row."""
     fields = {name: settings[name] for name in settings.keys() - {"max_lr", "half_size"}}
     config = utils.get_config(**{"profile": "full", **fields}, seed=seed, output_dir=folder)
-    loader, test_loader = utils.get_dataloaders(config)
-    nine_tenths, held_out = split(loader, config)
-    loader, model = loader if test else nine_tenths, ResNet18().to(config.device)
+    whole, test_loader = utils.get_dataloaders(config)
+    nine_tenths, held_out = split(whole, config)
+    loader, model = (whole if test else nine_tenths), ResNet18().to(config.device)
     if settings.get("half_size"):
         model.register_forward_pre_hook(lambda _, images: F.avg_pool2d(*images, 2))
     row = {"settings": settings, "seed": seed, "machine": utils.describe_machine(config.device)}
-    if not (max_lr := settings.get("max_lr")):
+    if (max_lr := settings.get("max_lr")) is None:
         with mock.patch.object(utils, "plot_lr_finder") as plot:
             max_lr = utils.find_lr(model, loader, config)
         row["finder"] = dict(zip(("lr", "loss"), plot.call_args.args, strict=False))
     history = utils.fit_one_cycle(model, loader, held_out, max_lr, config)
-    row |= {"max_lr": max_lr, "accuracy": history["test_accuracy"][-1]}
+    row |= {"max_lr": max(history["lr"]), "accuracy": history["test_accuracy"][-1]}
     if test:
         del history["lr"]  # and the images held out were trained on, so that they are no test
         row["history"] = {name.replace("test", "probe"): history[name] for name in history}
@@ -70,7 +70,7 @@ def main(part: str = "sweep", doc: str = __doc__, test=None):
     parser = ArgumentParser(description=doc, formatter_class=RawTextHelpFormatter)
     parser.add_argument("settings", type=parse_setting, nargs="*", metavar="NAME=VALUE,VALUE")
     parser.add_argument("--seeds", type=int, default=3, help="so many, from 0 on; default 3")
-    parser.add_argument("--near-duplicates", type=Path, metavar="CSV", help="for record.py only")
+    parser.add_argument("--near-duplicates", metavar="CSV", type=lambda p: Path(p).read_text())
     args = parser.parse_args()
     test = test and partial(test, near_duplicates=args.near_duplicates)
     pairs = [[(name, value) for value in values] for name, values in args.settings]

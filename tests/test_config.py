@@ -23,7 +23,7 @@ def test_profiles_are_the_assignment_and_what_is_not_cifar10(make_config, monkey
     assert "Runtime > Change runtime type" in printed
     assert (full.dataset, full.epochs, full.batch_size) == ("CIFAR-10", 20, 512)
     assert (full.crop_padding, full.cutout_size, full.lr_finder_steps) == (4, 16, 100)
-    assert full.epochs_without_cutout == 3
+    assert full.cutout_free_fraction == 0.15
     assert full.mean + full.std == (0.4914, 0.4822, 0.4465, 0.2470, 0.2435, 0.2616)
     assert full.caveat == make_config("full", train_images=50_000).caveat == ""
     assert "4,096 images only" in make_config("full", train_images=4096).caveat
@@ -54,7 +54,7 @@ BAD_VALUES = {
     "batch_size": [-8], "train_images": [0], "crop_padding": [-1], "cutout_size": ["16", 32],
     "seed": [-1], "warmup_fraction": [2], "label_smoothing": [1], "momentum": [np.nan],
     "weight_decay": ["5e-4", -1], "lr_finder_steps": [1], "resume": ["no"], "optimizer": ["adam"],
-    "mean": [(0.5,)], "std": [(0.2, 0.2), (0.2, 0.0, 0.2)], "epochs_without_cutout": [-1],
+    "mean": [(0.5,)], "std": [(0.2, 0.2), (0.2, 0.0, 0.2)], "cutout_free_fraction": [1],
 }  # fmt: skip
 
 

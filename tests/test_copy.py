@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import utils
+from models.resnet import ResNet18
 
 ROOT = Path(__file__).parent.parent
 OWN = {"epochs": "2", "cutout_size": "8", "optimizer": '"sgd"'}
@@ -47,7 +48,8 @@ def save_run(folder, **changes):
     history = {name: [1 + epoch / 7 for epoch in range(20)] for name in names}
     run = {**settings, "profile": "full", **changes}
     folder.mkdir(parents=True)
-    torch.save({"run": run, "history": history, "machine": "M"}, folder / "checkpoint.pt")
+    state = {"run": run, "history": history, "machine": "M", "model": ResNet18().state_dict()}
+    torch.save(state, folder / "checkpoint.pt")
     (folder / "history.png").write_text(folder.name)
 
 

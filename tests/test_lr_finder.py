@@ -36,10 +36,10 @@ def test_peak_does_not_depend_on_epochs_and_only_a_figure_is_kept(make_config, c
         peaks.append(utils.find_lr(make_small_model(), loader, config))
     assert peaks[0] == peaks[1]
     assert [path.name for path in config.output_dir.iterdir()] == ["lr_finder.png"]
-    assert "never rose" not in capsys.readouterr().out
+    assert "hardly rose" not in capsys.readouterr().out
     utils.find_lr(make_small_model(), loader, config, 1e-4, 1e-2)
     printed = capsys.readouterr()
-    assert "never rose: a higher end_lr" in printed.out
+    assert "hardly rose: try a higher end_lr" in printed.out
     assert ("100%" in printed.out, printed.err) == (True, ""), "a bar of plain text"
 
 
