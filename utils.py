@@ -90,7 +90,7 @@ class Config:
     train_images: int | None = None  # train on the first n images only; None: on all
     crop_padding: int = 4
     cutout_size: int = 16
-    cutout_free_fraction: float = 0.15  # of all epochs, the last (He et al., arXiv:1909.09148)
+    cutout_free_fraction: float = 0.2  # of all epochs, the last (He et al., arXiv:1909.09148)
     optimizer: str = "muon"  # MuonSGD; or "sgd"
     label_smoothing: float = 0.1
     momentum: float = 0.9  # constant: OneCycle moves the learning rate only

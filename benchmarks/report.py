@@ -106,7 +106,7 @@ def update_readme(check: bool) -> bool:
 @utils.plot_style()
 def draw_sweep(results: dict):
     """Draw accuracy by peak in the short runs, for both optimizers."""
-    short, titles = {"half_size": True, "epochs": 5}, []
+    short, titles = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0}, []
     figure, axis = plt.subplots(figsize=(8, 4.5))
     rows, groups = results["sweep"] + results.get("finder", []), group_sweep(results)
     for own, name, color in (({}, "Muon", utils.BLUE), ({"optimizer": "sgd"}, "SGD", utils.GREEN)):

@@ -23,7 +23,7 @@ def test_profiles_are_the_assignment_and_what_is_not_cifar10(make_config, monkey
     assert "Runtime > Change runtime type" in printed
     assert (full.dataset, full.epochs, full.batch_size) == ("CIFAR-10", 20, 512)
     assert (full.crop_padding, full.cutout_size, full.lr_finder_steps) == (4, 16, 100)
-    assert full.cutout_free_fraction == 0.15
+    assert full.cutout_free_fraction == 0.2
     assert full.mean + full.std == (0.4914, 0.4822, 0.4465, 0.2470, 0.2435, 0.2616)
     assert full.caveat == make_config("full", train_images=50_000).caveat == ""
     assert "4,096 images only" in make_config("full", train_images=4096).caveat
