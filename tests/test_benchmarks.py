@@ -123,6 +123,8 @@ def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
     assert [row["seed"] for row in rows] == [0, 1]
     with pytest.raises(SystemExit, match="other settings"):
         call(report, "run3", "--add")
+    call(report, "run3", "--check")
+    assert common.read_results()["record"] == rows, "it only compares"
     capsys.readouterr()
     assert Path("images", "history.png").read_text() == "run0"
     text = Path("README.md").read_text()
@@ -131,6 +133,9 @@ def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
         Path("README.md").write_text(own)
         call(report, "--check")
         assert call.status == capsys.readouterr().out.count("README.md: log differs") == status
+    state = torch.load("run0/checkpoint.pt")
+    torch.save({**state, "model": {}}, "run0/checkpoint.pt")
+    assert call(report, "run0")[0]["settings"] == {"network": "not ResNet18"}
 
 
 def test_report_refuses_what_is_no_result(call, tmp_path, capsys):
