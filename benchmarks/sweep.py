@@ -57,7 +57,7 @@ def train(settings: dict, seed: int, folder: Path, test=None) -> dict:
             max_lr = utils.find_lr(model, loader, config)
         row["finder"] = dict(zip(("lr", "loss"), plot.call_args.args, strict=False))
     history = utils.fit_one_cycle(model, loader, held_out, max_lr, config)
-    row |= {"max_lr": max(history["lr"]), "accuracy": history["test_accuracy"][-1]}
+    row |= {"max_lr": max_lr, "accuracy": history["test_accuracy"][-1]}
     if test:
         del history["lr"]  # and the images held out were trained on, so that they are no test
         row["history"] = {name.replace("test", "probe"): history[name] for name in history}
