@@ -96,6 +96,7 @@ class Config:
     momentum: float = 0.9  # constant: OneCycle moves the learning rate only
     weight_decay: float = 5e-4  # of weights, but not of filters that keep their norm anyway
     warmup_fraction: float = 0.2  # of all steps: max_lr / 25 up to max_lr; then down to almost 0
+    anneal_strategy: str = "linear"  # the way OneCycleLR climbs and comes down; or "cos"
     lr_finder_steps: int = 100
     resume: bool = True  # go on from the checkpoint in output_dir; False: start over
 
@@ -110,7 +111,8 @@ class Config:
             is_whole = type(value) is int and low <= value <= high
             if field.type in (int, int | None) and value is not field.default and not is_whole:
                 raise ValueError(f"{name} is {value!r}: choose a whole number, {low} to {high}.")
-        for name, choices in (("optimizer", ("muon", "sgd")), ("resume", (True, False))):
+        words = {"optimizer": ("muon", "sgd"), "anneal_strategy": ("linear", "cos")}
+        for name, choices in {**words, "resume": (True, False)}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be in {choices}.")
         if (np.shape(self.mean), np.shape(self.std)) != ((3,), (3,)) or min(self.std) <= 0:
@@ -286,8 +288,7 @@ class DeviceDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([range(len(self))[index]])
-        return images[0], labels[0]
+        return tuple(part[0] for part in self.__getitems__([range(len(self))[index]]))
 
     def __getitems__(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
         # On CUDA, a copy that blocks would wait for the step before; elsewhere, it has to.
@@ -561,8 +562,9 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     torch.manual_seed(config.seed)
     model.to(memory_format=torch.channels_last)
     optimizer, scaler = get_optimizer(model, max_lr, config), get_scaler(config.device)
+    options = {"anneal_strategy": config.anneal_strategy, "cycle_momentum": False}
     # A hair more than asked: with a warm-up of exactly one step, OneCycleLR divides by zero.
-    options = {"pct_start": config.warmup_fraction + 1e-9, "cycle_momentum": False}
+    options["pct_start"] = config.warmup_fraction + 1e-9
     steps = config.epochs * len(train_loader)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, steps, **options)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
@@ -580,8 +582,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
             start = time.perf_counter()
             loss, accuracy, lrs = train(model, train_loader, optimizer, scheduler, scaler, config)
             seconds = time.perf_counter() - start
-            test_loss, test_accuracy = test(model, test_loader)
-            new = [loss], [accuracy], [test_loss], [test_accuracy], [seconds], lrs
+            new = [loss], [accuracy], *([v] for v in test(model, test_loader)), [seconds], lrs
             for name, values in zip(names, new, strict=True):
                 history[name] += values
             save_checkpoint(parts, run, history, config)
@@ -820,7 +821,6 @@ def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Confi
 
 
 # --- 7. Explanation: what the network got wrong, and where it looked ------------------------------
-
 # The mistakes on a test set, the highest loss first: normalised float32 images (M, 3, 32, 32), true
 # labels, predictions and their probabilities, cross-entropies, and positions, all (M,).
 Misclassified = namedtuple(

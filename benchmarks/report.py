@@ -45,8 +45,7 @@ def group_sweep(results: dict) -> dict[str, dict[float, list]]:
     """Return the accuracies of the sweep by settings, and by peak to two digits."""
     groups = defaultdict(lambda: defaultdict(list))
     for row in results.get("sweep", []):
-        peak = float(f"{row['max_lr']:.2g}")
-        groups[describe(row["settings"])][peak].append(row["accuracy"])
+        groups[describe(row["settings"])][float(f"{row['max_lr']:.2g}")].append(row["accuracy"])
     return groups
 
 
@@ -63,14 +62,15 @@ def get_blocks(results: dict) -> dict[str, str]:
     head += "| without near duplicates | training of an epoch | machine"
     blocks = {"results": make_table(head, *lines)}
     if record:
-        first, settings = record[0]["history"], record[0]["settings"]
-        columns = (first.get(name, []) for name in ("train_accuracy", "test_loss", "test_accuracy"))
+        settings, logs = record[0]["settings"], [row["history"] for row in record]
+        shown = next((rows for rows in logs if "test_loss" in rows), {})  # record.py has none
+        columns = (shown.get(name, []) for name in ("train_accuracy", "test_loss", "test_accuracy"))
         for epoch, values in enumerate(zip(*columns, strict=False), 1):
             log.append(" | ".join([str(epoch), *(f"{value:#.4g}" for value in values)]))
         same = [row["accuracy"] for row in record if row["settings"] == settings]
         runs = f"mean ± standard deviation of {len(same)} seeds" if same[1:] else "one run"
         headline = f"**{average(same)}** of the {record[0]['test_images']:,} test images are right "
-        headline += f"after {len(first['seconds'])} epochs with {describe(settings)} ({runs})."
+        headline += f"after {len(logs[0]['seconds'])} epochs with {describe(settings)} ({runs})."
     head, half = "epoch | train accuracy | test loss | test accuracy", (len(log) + 1) // 2
     pairs = zip_longest(log[:half], log[half:], fillvalue=" | | | ")
     blocks |= {"headline": headline, "log": make_table(f"{head} | {head}", *map(" | ".join, pairs))}
@@ -106,8 +106,8 @@ def update_readme(check: bool) -> bool:
 @utils.plot_style()
 def draw_sweep(results: dict):
     """Draw accuracy by peak in the short runs, for both optimizers."""
-    short, titles = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0}, []
-    figure, axis = plt.subplots(figsize=(8, 4.5))
+    short = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0, "anneal_strategy": "cos"}
+    (figure, axis), titles = plt.subplots(figsize=(8, 4.5)), []
     rows, groups = results["sweep"] + results.get("finder", []), group_sweep(results)
     for own, name, color in (({}, "Muon", utils.BLUE), ({"optimizer": "sgd"}, "SGD", utils.GREEN)):
         setting = describe(short | own)
@@ -148,9 +148,9 @@ def take_run(folder: Path, add: bool):
     if data != ("full", "CIFAR-10", 50_000):
         sys.exit(f"{path} is not of a run on all of CIFAR-10, so it is no result.")
     old = common.read_results().get("record", [])
-    if add and any(other["settings"] != changed for other in old):
+    if add and any(other["settings"] != changed for other in old[:1]):
         sys.exit(f"{folder} has other settings than the record: leave out --add.")
-    gone = [other for other in old if not add or other["seed"] == row["seed"]]
+    gone = [r for r in old if not add or (r["settings"], r["seed"]) == (changed, row["seed"])]
     common.add_row("record", row, gone)
     told = [f"seed {other['seed']} with {other['accuracy']:.2f} %" for other in gone]
     print(f"results.json: {row['accuracy']:.2f} % replaces {', '.join(told) or 'nothing'}.")

@@ -71,7 +71,7 @@ def main(part: str = "sweep", doc: str = __doc__, test=None):
     parser.add_argument("settings", type=parse_setting, nargs="*", metavar="NAME=VALUE,VALUE")
     parser.add_argument("--seeds", type=int, default=3, help="so many, from 0 on; default 3")
     parser.add_argument("--near-duplicates", metavar="CSV", type=lambda p: Path(p).read_text())
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     test = test and partial(test, near_duplicates=args.near_duplicates)
     pairs = [[(name, value) for value in values] for name, values in args.settings]
     done = [(row["settings"], row["seed"]) for row in common.read_results().get(part, [])]

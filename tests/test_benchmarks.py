@@ -119,8 +119,11 @@ def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
     (row,) = call(report, "run0")
     assert (row["accuracy"], row["settings"], row["seed"]) == (1 + 19 / 7, {}, 0)
     assert "seed 5 with 9.50 %" in capsys.readouterr().out
+    common.add_row("record", {**row, "settings": {"momentum": 0.8}, "seed": 1})
+    logs = [{**row, "history": {"seconds": [1]}}, row], [row]  # the first is without tests
+    assert len({report.get_blocks({"record": rows})["log"] for rows in logs}) == 1
     rows = [call(report, f"run{i}", "--add") for i in (1, 2)][-1]
-    assert [row["seed"] for row in rows] == [0, 1]
+    assert [(row["seed"], bool(row["settings"])) for row in rows] == [(0, 0), (1, 1), (1, 0)]
     with pytest.raises(SystemExit, match="other settings"):
         call(report, "run3", "--add")
     call(report, "run3", "--check")
@@ -133,8 +136,7 @@ def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
         Path("README.md").write_text(own)
         call(report, "--check")
         assert call.status == capsys.readouterr().out.count("README.md: log differs") == status
-    state = torch.load("run0/checkpoint.pt")
-    torch.save({**state, "model": {}}, "run0/checkpoint.pt")
+    torch.save({**torch.load("run0/checkpoint.pt"), "model": {}}, "run0/checkpoint.pt")
     assert call(report, "run0")[0]["settings"] == {"network": "not ResNet18"}
 
 
@@ -154,15 +156,14 @@ def test_report_refuses_what_is_no_result(call, tmp_path, capsys):
 
 
 def test_the_sweep_is_drawn_and_tabled_with_its_best_peaks(call):
-    short = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0}
+    short = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0, "anneal_strategy": "cos"}
     for lr, accuracy in {0.01: 70, 0.02: 75, 0.04: 72}.items():
         for own in (short, {**short, "optimizer": "sgd"}, {"profile": "quick"}):
             row = {"settings": {**own, "max_lr": lr}, "max_lr": lr, "accuracy": accuracy}
             common.add_row("sweep", row)
     call(report)
     assert Path("images", "lr_sweep.png").stat().st_size > 10_000
-    row = "| cutout free fraction 0, epochs 5, half size | 0.02 (best of 3) | 75.00 % | 1 |"
-    assert row in Path("README.md").read_text()
+    assert "half size | 0.02 (best of 3) | 75.00 % | 1 |" in Path("README.md").read_text()
 
 
 def test_speed_replaces_its_rows(call, monkeypatch):

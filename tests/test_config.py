@@ -50,11 +50,11 @@ def test_none_leaves_the_value_of_the_profile_and_the_seed_is_set(make_config):
 
 
 BAD_VALUES = {
-    "profile": ["fast"], "epoch": [3], "epochs": [0, 2.5, 20.0, True, np.float64(3)],
-    "batch_size": [-8], "train_images": [0], "crop_padding": [-1], "cutout_size": ["16", 32],
-    "seed": [-1], "warmup_fraction": [2], "label_smoothing": [1], "momentum": [np.nan],
+    "profile": ["fast"], "epoch": [3], "anneal_strategy": [1], "epochs": [0, 2.5, 20.0, True],
+    "batch_size": [-8, np.float64(3)], "train_images": [0], "cutout_size": ["16", 32], "seed": [-1],
+    "mean": [(0.5,)], "warmup_fraction": [2], "label_smoothing": [1], "momentum": [np.nan],
     "weight_decay": ["5e-4", -1], "lr_finder_steps": [1], "resume": ["no"], "optimizer": ["adam"],
-    "mean": [(0.5,)], "std": [(0.2, 0.2), (0.2, 0.0, 0.2)], "cutout_free_fraction": [1],
+    "std": [(0.2, 0.2), (0.2, 0.0, 0.2)], "cutout_free_fraction": [1], "crop_padding": [-1],
 }  # fmt: skip
 
 
