@@ -2,8 +2,7 @@
 
     python benchmarks/record.py --seeds 5        # or with settings, as in sweep.py
 
---near-duplicates names a CSV file whose column TestID has the numbers of test images that have
-nearly the same picture among the training images (from ciFAIR).
+--near-duplicates: a CSV file whose column TestID numbers the test images to leave out (ciFAIR's).
 """
 
 import csv

@@ -51,7 +51,8 @@ def group_sweep(results: dict) -> dict[str, dict[float, list]]:
 
 def get_blocks(results: dict) -> dict[str, str]:
     """Return the sentence and the tables of the README by their names."""
-    record, headline, log, lines = results.get("record", []), "Not measured yet.", [], []
+    record = sorted(results.get("record", []), key=lambda r: (len(r["settings"]), r["seed"]))
+    headline, log, lines = "Not measured yet.", [], []  # the plainest settings come first
     names = ("accuracy", "mirrored_accuracy", "without_near_duplicates")
     for row in record:
         scores = " | ".join(average([row[name]]) if name in row else "\u2013" for name in names)
@@ -148,7 +149,7 @@ def take_run(folder: Path, add: bool):
     if data != ("full", "CIFAR-10", 50_000):
         sys.exit(f"{path} is not of a run on all of CIFAR-10, so it is no result.")
     old = common.read_results().get("record", [])
-    if add and any(other["settings"] != changed for other in old[:1]):
+    if add and old and changed not in [other["settings"] for other in old]:
         sys.exit(f"{folder} has other settings than the record: leave out --add.")
     gone = [r for r in old if not add or (r["settings"], r["seed"]) == (changed, row["seed"])]
     common.add_row("record", row, gone)

@@ -114,7 +114,7 @@ def test_half_size_and_the_lr_finder_reach_the_training(call):
 
 def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
     common.add_row("record", {"settings": {"epochs": 9}, "seed": 5, "accuracy": 9.5})
-    for i, changes in enumerate(({}, {"seed": 1}, {"seed": 1}, {"momentum": 0.8})):
+    for i, changes in enumerate(({}, {"seed": 1}, {"seed": 1}, {"momentum": 0.7})):
         save_run(tmp_path / f"run{i}", **changes)
     (row,) = call(report, "run0")
     assert (row["accuracy"], row["settings"], row["seed"]) == (1 + 19 / 7, {}, 0)

@@ -39,7 +39,7 @@ def test_links_lead_somewhere_and_to_every_part():
 def test_tables_are_up_to_date_and_requirements_are_lower_bounds(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     assert not import_module("report").update_readme(check=True), "run python benchmarks/report.py"
-    assert README.count("<!-- begin: ") == README.count("<!-- end: ") >= 5
+    assert README.count("<!-- begin: ") == README.count("<!-- end: ") > 0
     golden = (ROOT / "tests" / "golden" / "resnet18_summary.txt").read_text(encoding="utf-8")
     assert golden.strip() in README
     lines = (ROOT / "requirements.txt").read_text().splitlines()
