@@ -125,16 +125,15 @@ def draw_sweep(results: dict):
     axis.set_title(f"{', '.join(titles)}\n({describe(short)})")
     axis.legend()
     figure.savefig(common.ROOT / "images" / "lr_sweep.png")
-    plt.close(figure)
 
 
 def take_run(folder: Path, add: bool):
     """Put a run into the record and its figures into images/; stop if it is no result."""
-    path, defaults = folder / "checkpoint.pt", vars(utils.Config)
+    path, usual = folder / "checkpoint.pt", vars(utils.Config)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         run, history = state["run"], state["history"]
-        changed = {n: run[n] for n in run if n in defaults and run[n] != defaults[n]}
+        changed = {n: value for n, value in run.items() if value != usual.get(n, value)}
         if state["model"].keys() != ResNet18().state_dict().keys():
             changed["network"] = "not ResNet18"
         row = {"settings": changed, "seed": changed.pop("seed", 0), "machine": state["machine"]}
@@ -148,6 +147,7 @@ def take_run(folder: Path, add: bool):
         sys.exit(f"{path} has {to_go} of {run['epochs']} epochs to go.")
     if data != ("full", "CIFAR-10", 50_000):
         sys.exit(f"{path} is not of a run on all of CIFAR-10, so it is no result.")
+    changed |= {n: list(value) for n, value in changed.items() if type(value) is tuple}  # as JSON
     old = common.read_results().get("record", [])
     if add and old and changed not in [other["settings"] for other in old]:
         sys.exit(f"{folder} has other settings than the record: leave out --add.")

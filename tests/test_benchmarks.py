@@ -115,15 +115,15 @@ def test_half_size_and_the_lr_finder_reach_the_training(call):
 def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
     common.add_row("record", {"settings": {"epochs": 9}, "seed": 5, "accuracy": 9.5})
     for i, changes in enumerate(({}, {"seed": 1}, {"seed": 1}, {"momentum": 0.7})):
-        save_run(tmp_path / f"run{i}", **changes)
+        save_run(tmp_path / f"run{i}", mean=(0.5, 0.5, 0.5), **changes)
     (row,) = call(report, "run0")
-    assert (row["accuracy"], row["settings"], row["seed"]) == (1 + 19 / 7, {}, 0)
+    assert (row["accuracy"], row["settings"], row["seed"]) == (1 + 19 / 7, {"mean": [0.5] * 3}, 0)
     assert "seed 5 with 9.50 %" in capsys.readouterr().out
     common.add_row("record", {**row, "settings": {"momentum": 0.8}, "seed": 1})
     logs = [{**row, "history": {"seconds": [1]}}, row], [row]  # the first is without tests
     assert len({report.get_blocks({"record": rows})["log"] for rows in logs}) == 1
     rows = [call(report, f"run{i}", "--add") for i in (1, 2)][-1]
-    assert [(row["seed"], bool(row["settings"])) for row in rows] == [(0, 0), (1, 1), (1, 0)]
+    assert [(row["seed"], "mean" in row["settings"]) for row in rows] == [(0, 1), (1, 0), (1, 1)]
     with pytest.raises(SystemExit, match="other settings"):
         call(report, "run3", "--add")
     call(report, "run3", "--check")
@@ -137,7 +137,7 @@ def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
         call(report, "--check")
         assert call.status == capsys.readouterr().out.count("README.md: log differs") == status
     torch.save({**torch.load("run0/checkpoint.pt"), "model": {}}, "run0/checkpoint.pt")
-    assert call(report, "run0")[0]["settings"] == {"network": "not ResNet18"}
+    assert call(report, "run0")[0]["settings"]["network"] == "not ResNet18"
 
 
 def test_report_refuses_what_is_no_result(call, tmp_path, capsys):
