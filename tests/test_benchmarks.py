@@ -137,7 +137,7 @@ def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
         call(report, "--check")
         assert call.status == capsys.readouterr().out.count("README.md: log differs") == status
     torch.save({**torch.load("run0/checkpoint.pt"), "model": {}}, "run0/checkpoint.pt")
-    assert call(report, "run0")[0]["settings"]["network"] == "not ResNet18"
+    assert call(report, "run0")[0]["settings"] == {"mean": [0.5] * 3, "network": "not ResNet18"}
 
 
 def test_report_refuses_what_is_no_result(call, tmp_path, capsys):
@@ -158,12 +158,13 @@ def test_report_refuses_what_is_no_result(call, tmp_path, capsys):
 def test_the_sweep_is_drawn_and_tabled_with_its_best_peaks(call):
     short = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0, "anneal_strategy": "cos"}
     for lr, accuracy in {0.01: 70, 0.02: 75, 0.04: 72}.items():
+        row = {"max_lr": lr, "accuracy": accuracy}
         for own in (short, {**short, "optimizer": "sgd"}, {"profile": "quick"}):
-            row = {"settings": {**own, "max_lr": lr}, "max_lr": lr, "accuracy": accuracy}
-            common.add_row("sweep", row)
+            common.add_row("sweep", {**row, "settings": {**own, "max_lr": lr}})
     call(report)
     assert Path("images", "lr_sweep.png").stat().st_size > 10_000
-    assert "half size | 0.02 (best of 3) | 75.00 % | 1 |" in Path("README.md").read_text()
+    name = "anneal strategy cos, cutout free fraction 0, epochs 5, half size"
+    assert f"| {name} | 0.02 (best of 3) | 75.00 % | 1 |" in Path("README.md").read_text()
 
 
 def test_speed_replaces_its_rows(call, monkeypatch):
