@@ -125,6 +125,7 @@ def draw_sweep(results: dict):
     axis.set_title(f"{', '.join(titles)}\n({describe(short)})")
     axis.legend()
     figure.savefig(common.ROOT / "images" / "lr_sweep.png")
+    plt.close(figure)
 
 
 def take_run(folder: Path, add: bool):
