@@ -120,8 +120,7 @@ def draw_sweep(results: dict):
         for peak in {row["max_lr"] for row in asked if "max_lr" not in row["settings"]}:
             axis.axvline(peak, color=color, ls=":", label=f"LR finder's peak for {name}")
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
     axis.set_title(f"{', '.join(titles)}\n({describe(short)})")
     axis.legend()
     figure.savefig(common.ROOT / "images" / "lr_sweep.png")
