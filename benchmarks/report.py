@@ -70,8 +70,8 @@ def get_blocks(results: dict) -> dict[str, str]:
             log.append(" | ".join([str(epoch), *(f"{value:#.4g}" for value in values)]))
         same = [row["accuracy"] for row in record if row["settings"] == settings]
         runs = f"mean ± standard deviation of {len(same)} seeds" if same[1:] else "one run"
-        headline = f"**{average(same)}** of the {record[0]['test_images']:,} test images are right "
-        headline += f"after {len(logs[0]['seconds'])} epochs with {describe(settings)} ({runs})."
+        headline = f"**{average(same)}** test accuracy after {len(logs[0]['seconds'])} epochs with "
+        headline += f"{describe(settings)} ({record[0]['test_images']:,} images, {runs})."
     head, half = "epoch | train accuracy | test loss | test accuracy", (len(log) + 1) // 2
     pairs = zip_longest(log[:half], log[half:], fillvalue=" | | | ")
     blocks |= {"headline": headline, "log": make_table(f"{head} | {head}", *map(" | ".join, pairs))}
