@@ -67,7 +67,7 @@ def test_a_copy_with_a_run_of_its_own_passes_the_tests_that_look_at_it(tmp_path)
     run(copy, "benchmarks/owner.py", "ada")
     run(copy, "benchmarks/report.py", "outputs/full")
     readme = (copy / "README.md").read_text(encoding="utf-8")
-    assert "with cutout size 8, optimizer sgd (" in readme
+    assert "with cutout size 8, optimizer sgd (10,000 images, one run)" in readme
     assert "| 20 | 3.714 |" in readme
     assert (copy / "images" / "history.png").read_text() == "full"
     looked_at = [f"S11.ipynb::Cell {i}" for i in range(6)]  # the rest does not see the difference
