@@ -102,7 +102,7 @@ class Config:
 
     def __post_init__(self):
         limits = {"crop_padding": (0, 31), "cutout_size": (0, 31), "seed": (0, math.inf)}
-        limits["lr_finder_steps"] = (10, math.inf)  # and others: from 1 on
+        limits["lr_finder_steps"] = (20, math.inf)  # and others: from 1 on
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             low, high = limits.get(name, (1, math.inf))
@@ -271,8 +271,8 @@ def get_transforms(config: Config) -> tuple[Callable, Callable]:
 class DeviceDataset(Dataset):
     """Hold images and labels on the device and transform whole batches: no workers, no PIL.
     images: uint8 (N, 32, 32, 3); labels: integers (N,); ValueError for others. A DataLoader asks
-    for a whole batch at once and gets float32 images (B, 3, 32, 32), in channels_last format as
-    they are stored, and int64 labels (B,)."""
+    for a whole batch at once and gets float32 images (B, 3, 32, 32), in memory as they are stored,
+    and int64 labels (B,)."""
 
     def __init__(self, images, labels, transform: Callable, config: Config):
         self.images = torch.as_tensor(images, device=config.device)
@@ -459,7 +459,7 @@ def show_summary(model: nn.Module):
     """Print the layers of a model for one 32 x 32 RGB image, its parameters and multiply-adds."""
     columns = ("input_size", "kernel_size", "output_size", "num_params", "trainable")
     options = {"col_names": columns, "col_width": 16, "verbose": 0}
-    with keep_modes(model):
+    with keep_modes(model), next(model.parameters()).device:  # where the image is made, too
         summary = torchinfo.summary(model, input_data=torch.zeros(1, 3, 32, 32), **options)
     text = re.sub(r"\(Units\.(\w)\w*\)", r"(\1)", str(summary))  # "(Units.MEGABYTES)" is "(M)"
     encoding = sys.stdout.encoding or "utf-8"  # that of a Windows console lacks the lines of trees
@@ -578,7 +578,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     try:
         for epoch in range(len(history["seconds"]), config.epochs):
             print(f"Epoch {epoch + 1}")
-            CutOut.enabled = epoch < config.epochs * (1 - config.cutout_free_fraction)
+            CutOut.enabled = epoch < round(config.epochs * (1 - config.cutout_free_fraction), 9)
             start = time.perf_counter()
             loss, accuracy, lrs = train(model, train_loader, optimizer, scheduler, scaler, config)
             seconds = time.perf_counter() - start
@@ -636,6 +636,7 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict[str, list[fl
         s.set_rng_state(values)
     done, peak = len(history["seconds"]), parts["optimizer"].param_groups[0]["max_lr"]
     print(f"Going on from {path}: {done} of {config.epochs} epochs are done. Peak: {peak:.3g}.")
+    print("Test accuracy of each, in %:", *map("{:.2f}".format, history["test_accuracy"]))
     print("To train afresh, set resume=False, and run all again from there with a new model.")
     return history
 
@@ -756,7 +757,7 @@ def plot_lr_finder(lrs, losses, smoothed: np.ndarray, max_lr: float, config: Con
     axis.axhline(half, color=GREEN, linestyle=":", label="half of the fall")
     axis.axvline(max_lr, color=ORANGE, linestyle="--", label=f"chosen peak: {max_lr:.3g}")
     axis.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
-    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set(major_formatter="{x:g}", minor_formatter=plt.LogFormatter())  # no LaTeX
     axis.set_ylim(smoothed.min() - fall / 2, smoothed[0] + 2 * fall)  # the rest is off the scale
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     show_figure(figure, f"LR finder: OneCycle will peak at {max_lr:.3g}", "lr_finder", config)
@@ -816,8 +817,7 @@ def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Confi
     if pairs.any():
         first, second = (names[i] for i in np.unravel_index(pairs.argmax(), pairs.shape))
         title = f"{first} and {second} are mixed up most: {pairs.max()} of {pairs.sum():,} mistakes"
-    title = title.replace("\n", " ")
-    show_figure(figure, title[0].upper() + title[1:], "confusion_matrix", config)
+    show_figure(figure, title[0].upper() + title[1:].replace("\n", " "), "confusion_matrix", config)
 
 
 # --- 7. Explanation: what the network got wrong, and where it looked ------------------------------

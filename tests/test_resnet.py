@@ -4,6 +4,7 @@ import io
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,8 +16,9 @@ from models.resnet import BasicBlock, ResNet18, ResNet34
 GOLDEN = Path(__file__).parent / "golden" / "resnet18_summary.txt"
 
 
-def test_summary_is_the_golden_one_line_for_line(capsys):
-    utils.show_summary(ResNet18())
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # the latter stands for a GPU
+def test_summary_is_the_golden_one_line_for_line(capsys, device):
+    utils.show_summary(ResNet18().to(device))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == [line.rstrip() for line in GOLDEN.read_text(encoding="utf-8").splitlines()]
     assert sum(p.numel() for p in ResNet34().parameters()) == 21_282_122
