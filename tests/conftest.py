@@ -42,7 +42,8 @@ def make_loader():
 
 @pytest.fixture(autouse=True)
 def native_bfloat16(monkeypatch):
-    """Take native bfloat16 from the CPU, else tests would depend on it; return how to give it."""
+    """Take a GPU and native bfloat16 from the machine, and return how to give the latter."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return lambda: monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
 

@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 from pathlib import Path
-from unittest.mock import DEFAULT, Mock
+from unittest.mock import DEFAULT, Mock, patch
 
 import pytest
 import torch
@@ -122,6 +122,9 @@ def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
     common.add_row("record", {**row, "settings": {"momentum": 0.8}, "seed": 1})
     logs = [{**row, "history": {"seconds": [1]}}, row], [row]  # the first is without tests
     assert len({report.get_blocks({"record": rows})["log"] for rows in logs}) == 1
+    blocks = report.get_blocks({"record": [{**logs[0][0], "settings": {}}, row]})
+    assert "default settings" in blocks["headline"]
+    assert "| 20 |" not in blocks["log"], "it is not that of other settings"
     rows = [call(report, f"run{i}", "--add") for i in (1, 2)][-1]
     assert [(row["seed"], "mean" in row["settings"]) for row in rows] == [(0, 1), (1, 0), (1, 1)]
     with pytest.raises(SystemExit, match="other settings"):
@@ -161,8 +164,12 @@ def test_the_sweep_is_drawn_and_tabled_with_its_best_peaks(call):
         row = {"max_lr": lr, "accuracy": accuracy}
         for own in (short, {**short, "optimizer": "sgd"}, {"profile": "quick"}):
             common.add_row("sweep", {**row, "settings": {**own, "max_lr": lr}})
-    call(report)
-    assert Path("images", "lr_sweep.png").stat().st_size > 10_000
+    with patch.object(report.plt, "close", wraps=report.plt.close) as close:
+        call(report)
+    (axis,) = close.call_args.args[0].axes
+    assert "Muon is best with a peak of 0.02 (75.0 %), SGD is best" in axis.get_title()
+    assert [line.get_ydata().tolist() for line in axis.lines] == 2 * [[70, 75, 72]]
+    assert Path("images", "lr_sweep.png").exists()
     name = "anneal strategy cos, cutout free fraction 0, epochs 5, half size"
     assert f"| {name} | 0.02 (best of 3) | 75.00 % | 1 |" in Path("README.md").read_text()
 

@@ -92,7 +92,7 @@ def path(fit, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("step", "effect"), [(1, None), (4, None), (99, KeyboardInterrupt)])
-def test_ctrl_c_then_a_new_call_ends_the_same(fit, tmp_path, step, effect):
+def test_ctrl_c_then_a_new_call_ends_the_same(fit, tmp_path, capsys, step, effect):
     model, loaded = make_small_model(), make_small_model()
     replace = patch.object(os, "replace", side_effect=effect, wraps=os.replace)
     with replace, interrupt_step(step), pytest.raises(KeyboardInterrupt):  # 99: in the first save
@@ -104,14 +104,16 @@ def test_ctrl_c_then_a_new_call_ends_the_same(fit, tmp_path, step, effect):
     assert load(tmp_path / "outputs") == load(tmp_path / "whole")
     assert fit(model=loaded) == history, "its seconds, too: it is loaded, not trained again"
     assert take_snapshot(loaded)["values"] == take_snapshot(model)["values"]
+    accuracies = "%: {:.2f} {:.2f} {:.2f}\n".format(*history["test_accuracy"])
+    assert accuracies in capsys.readouterr().out, "a log of the epochs that are not trained again"
     assert json.loads((tmp_path / "outputs" / "history.json").read_text()) == history
 
 
-def test_resume_false_trains_afresh_and_keeps_every_checkpoint(path, fit):
+def test_resume_false_trains_afresh_and_keeps_every_checkpoint(path, fit, steps):
     contents = []
     for _ in range(3):
         contents.append(path.read_bytes())
-        assert len(fit(resume=False)["lr"]) == 6
+        assert len(fit(resume=False)["lr"]) * len(contents) == len(steps) == 6 * len(contents)
     assert contents == [path.with_stem(f"checkpoint-previous-{n}").read_bytes() for n in (1, 2, 3)]
 
 
@@ -147,7 +149,6 @@ def test_two_runs_in_one_folder_do_not_share_a_temporary_file(tmp_path, monkeypa
 
     def write_meanwhile(file):
         file.write(b"whole")
-        file.flush()
         monkeypatch.setattr(os, "getpid", lambda: 1)  # another process
         utils.replace_file(path, lambda file: file.write(b"other"))
         assert path.read_bytes() == b"other"

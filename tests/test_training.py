@@ -49,16 +49,16 @@ def test_training_optimises_the_smoothed_loss(model, config, make_loader):
 
 
 def test_the_last_epochs_are_without_cutout_which_then_is_back(model, config, loaders):
-    config, areas = replace(config, epochs=3, cutout_free_fraction=0.4), []
+    config, areas = replace(config, epochs=10, cutout_free_fraction=0.7), []  # 0.3 * 10 is above 3
 
     def look(*_):
         areas.append(int(utils.CutOut(16)(torch.ones(1, 1, 32, 32)).eq(0).sum()))
 
     looks = register_optimizer_step_pre_hook(look)
-    with looks, interrupt_step(9), pytest.raises(KeyboardInterrupt):
+    with looks, interrupt_step(12), pytest.raises(KeyboardInterrupt):
         utils.fit_one_cycle(model, *loaders, 0.05, config)
     look()
-    assert areas == 6 * [256] + 3 * [0] + [256]
+    assert areas == 9 * [256] + 3 * [0] + [256]
 
 
 def test_no_reading_from_the_device_in_the_loop(config, steps, monkeypatch):
