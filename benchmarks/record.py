@@ -22,7 +22,7 @@ def test(model, loader, near_duplicates) -> dict:
     row = {"test_images": len(right), "loss": F.cross_entropy(logits, labels).item()}
     row["accuracy"], row["mirrored_accuracy"] = (100 * sum(x) / len(x) for x in (right, both))
     if near_duplicates:
-        lines = csv.DictReader(near_duplicates.split())
+        lines = csv.DictReader(near_duplicates.splitlines())
         kept = set(range(len(right))) - {int(line["TestID"]) for line in lines}
         row["without_near_duplicates"] = 100 * sum(right[i] for i in kept) / len(kept)
     return row

@@ -25,8 +25,8 @@ from models.resnet import ResNet18
 
 
 def describe(settings: dict) -> str:
-    """Name settings other than the peak for a reader: "epochs 5, half size"."""
-    own = [n if v is True else f"{n} {v}" for n, v in sorted(settings.items()) if n != "max_lr"]
+    """Name settings for a reader: "epochs 5, half size"."""
+    own = (name if value is True else f"{name} {value}" for name, value in sorted(settings.items()))
     return ", ".join(own).replace("_", " ") or "default settings"
 
 
@@ -45,7 +45,8 @@ def group_sweep(results: dict) -> dict[str, dict[float, list]]:
     """Return the accuracies of the sweep by settings, and by peak to two digits."""
     groups = defaultdict(lambda: defaultdict(list))
     for row in results.get("sweep", []):
-        groups[describe(row["settings"])][float(f"{row['max_lr']:.2g}")].append(row["accuracy"])
+        setting = describe({n: value for n, value in row["settings"].items() if n != "max_lr"})
+        groups[setting][float(f"{row['max_lr']:.2g}")].append(row["accuracy"])
     return groups
 
 
@@ -60,18 +61,18 @@ def get_blocks(results: dict) -> dict[str, str]:
         line += f" | {row['loss']:.4f} | {scores} | {median(row['history']['seconds']):.3g} s"
         lines.append(f"{line} | {row['machine']}")
     head = "seed | settings | peak learning rate | test loss | accuracy, one view | mirrored views "
-    head += "| without near duplicates | training of an epoch | machine"
+    head += "| without near duplicates | median epoch, training | machine"
     blocks = {"results": make_table(head, *lines)}
     if record:
-        settings, logs = record[0]["settings"], [row["history"] for row in record]
+        rows = [row for row in record if row["settings"] == record[0]["settings"]]
+        logs, values = [row["history"] for row in rows], [row["accuracy"] for row in rows]
         shown = next((rows for rows in logs if "test_loss" in rows), {})  # record.py has none
         columns = (shown.get(name, []) for name in ("train_accuracy", "test_loss", "test_accuracy"))
-        for epoch, values in enumerate(zip(*columns, strict=False), 1):
-            log.append(" | ".join([str(epoch), *(f"{value:#.4g}" for value in values)]))
-        same = [row["accuracy"] for row in record if row["settings"] == settings]
-        runs = f"mean ± standard deviation of {len(same)} seeds" if same[1:] else "one run"
-        headline = f"**{average(same)}** test accuracy after {len(logs[0]['seconds'])} epochs with "
-        headline += f"{describe(settings)} ({record[0]['test_images']:,} images, {runs})."
+        for epoch, cells in enumerate(zip(*columns, strict=False), 1):
+            log.append(" | ".join([str(epoch), *(f"{value:#.4g}" for value in cells)]))
+        headline = f"**{average(values)}** test accuracy after {len(logs[0]['seconds'])} epochs "
+        headline += f"with {describe(rows[0]['settings'])} ({rows[0]['test_images']:,} images, "
+        headline += f"mean ± standard deviation of {len(rows)} seeds)." if rows[1:] else "one run)."
     head, half = "epoch | train accuracy | test loss | test accuracy", (len(log) + 1) // 2
     pairs = zip_longest(log[:half], log[half:], fillvalue=" | | | ")
     blocks |= {"headline": headline, "log": make_table(f"{head} | {head}", *map(" | ".join, pairs))}
@@ -106,7 +107,7 @@ def update_readme(check: bool) -> bool:
 
 @utils.plot_style()
 def draw_sweep(results: dict):
-    """Draw accuracy by peak in the short runs, for both optimizers."""
+    """Draw accuracy by peak in the short runs, for both optimizers, and what the finder chose."""
     short = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0, "anneal_strategy": "cos"}
     (figure, axis), titles = plt.subplots(figsize=(8, 4.5)), []
     rows, groups = results["sweep"] + results.get("finder", []), group_sweep(results)
@@ -116,8 +117,7 @@ def draw_sweep(results: dict):
         axis.plot(points.keys(), points.values(), "o-", color=color, label=name)
         for best in sorted(points, key=points.get)[-1:]:
             titles.append(f"{name} is best with a peak of {best} ({points[best]:.1f} %)")
-        asked = [row for row in rows if describe(row["settings"]) == setting]
-        for peak in {row["max_lr"] for row in asked if "max_lr" not in row["settings"]}:
+        for peak in {row["max_lr"] for row in rows if describe(row["settings"]) == setting}:
             axis.axvline(peak, color=color, ls=":", label=f"LR finder's peak for {name}")
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
     axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")

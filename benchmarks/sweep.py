@@ -4,7 +4,7 @@
     python benchmarks/sweep.py half_size=true epochs=5 optimizer=sgd    # much shorter, for a CPU
 
 Every combination is trained once per seed and added to results.json, if it is not there; a stopped
-run goes on from outputs/. The test images are never looked at. A setting is any field of
+run goes on from outputs/. The test images are never looked at. A setting is a number or a word of
 utils.Config, max_lr (else the LR finder's), or half_size=true: the network sees 16 x 16 pixels.
 """
 
