@@ -164,12 +164,14 @@ def test_the_sweep_is_drawn_and_tabled_with_its_best_peaks(call):
         row = {"max_lr": lr, "accuracy": accuracy}
         for own in (short, {**short, "optimizer": "sgd"}, {"profile": "quick"}):
             common.add_row("sweep", {**row, "settings": {**own, "max_lr": lr}})
+    common.add_row("finder", {"settings": short, "max_lr": 0.03})
     with patch.object(report.plt, "close", wraps=report.plt.close) as close:
         call(report)
     (axis,) = close.call_args.args[0].axes
     assert "Muon is best with a peak of 0.02 (75.0 %), SGD is best" in axis.get_title()
-    assert [line.get_ydata().tolist() for line in axis.lines] == 2 * [[70, 75, 72]]
-    assert Path("images", "lr_sweep.png").exists()
+    drawn = [list(line.get_data()[i]) for i, line in zip((1, 0, 1), axis.lines, strict=True)]
+    assert drawn == [[70, 75, 72], [0.03, 0.03], [70, 75, 72]], "Muon, the finder's peak, and SGD"
+    assert Path("images", "lr_sweep.png").stat().st_size > 10_000
     name = "anneal strategy cos, cutout free fraction 0, epochs 5, half size"
     assert f"| {name} | 0.02 (best of 3) | 75.00 % | 1 |" in Path("README.md").read_text()
 

@@ -15,8 +15,7 @@ import utils
 from models.resnet import ResNet18
 
 ROOT = Path(__file__).parent.parent
-OWN = """config = utils.get_config(
-    "full", epochs=40, cutout_size=8, optimizer="sgd", output_dir="/content/drive/MyDrive/S11")"""
+OWN = 'config = utils.get_config("full", epochs=40, optimizer="sgd", output_dir="/content/drive/x")'
 
 
 def run(folder, *command):
@@ -32,10 +31,11 @@ def change_notebook(path):
         if "utils.get_config(" in (source := "".join(cell["source"])):
             cell["source"] = OWN
         elif "import utils" in source:
-            cell["source"] = f"{source}\nfrom models.mine import MyNetwork"
+            cell["source"] = f"{source}\nfrom models.another import Another"
         for output in cell.get("outputs", []) if cell["metadata"].get("tags") else []:
             if "text" in output:
                 output["text"] = [re.sub(r"\d\.\d\d", "7.77", line) for line in output["text"]]
+    assert OWN in [cell["source"] for cell in notebook["cells"]]
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -61,7 +61,7 @@ def test_a_copy_with_a_run_of_its_own_passes_the_tests_that_look_at_it(tmp_path)
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes((ROOT / name).read_bytes())
     change_notebook(copy / "S11.ipynb")
-    (copy / "models/mine.py").write_text("from models.resnet import ResNet34 as MyNetwork\n")
+    (copy / "models/another.py").write_text("from models.resnet import ResNet34 as Another\n")
     save_run(copy / "outputs" / "full", seed=4, cutout_size=8, optimizer="sgd")
     run(copy, "benchmarks/owner.py", "ada")
     run(copy, "benchmarks/report.py", "outputs/full")

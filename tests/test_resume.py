@@ -149,6 +149,7 @@ def test_two_runs_in_one_folder_do_not_share_a_temporary_file(tmp_path, monkeypa
 
     def write_meanwhile(file):
         file.write(b"whole")
+        file.flush()
         monkeypatch.setattr(os, "getpid", lambda: 1)  # another process
         utils.replace_file(path, lambda file: file.write(b"other"))
         assert path.read_bytes() == b"other"

@@ -49,7 +49,7 @@ def test_training_optimises_the_smoothed_loss(model, config, make_loader):
 
 
 def test_the_last_epochs_are_without_cutout_which_then_is_back(model, config, loaders):
-    config, areas = replace(config, epochs=10, cutout_free_fraction=0.7), []  # 0.3 * 10 is above 3
+    config, areas = replace(config, epochs=10, cutout_free_fraction=0.7), []  # 1 - 0.7 is above 0.3
 
     def look(*_):
         areas.append(int(utils.CutOut(16)(torch.ones(1, 1, 32, 32)).eq(0).sum()))
