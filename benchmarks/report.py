@@ -66,7 +66,7 @@ def get_blocks(results: dict) -> dict[str, str]:
     if record:
         rows = [row for row in record if row["settings"] == record[0]["settings"]]
         logs, values = [row["history"] for row in rows], [row["accuracy"] for row in rows]
-        shown = next((rows for rows in logs if "test_loss" in rows), {})  # record.py has none
+        shown = next((kept for kept in logs if "test_loss" in kept), {})  # record.py has none
         columns = (shown.get(name, []) for name in ("train_accuracy", "test_loss", "test_accuracy"))
         for epoch, cells in enumerate(zip(*columns, strict=False), 1):
             log.append(" | ".join([str(epoch), *(f"{value:#.4g}" for value in cells)]))

@@ -113,7 +113,8 @@ def test_resume_false_trains_afresh_and_keeps_every_checkpoint(path, fit, steps)
     contents = []
     for _ in range(3):
         contents.append(path.read_bytes())
-        assert len(fit(resume=False)["lr"]) * len(contents) == len(steps) == 6 * len(contents)
+        assert len(fit(resume=False)["lr"]) == 6
+        assert len(steps) == 6 * len(contents), "all of them are made anew"
     assert contents == [path.with_stem(f"checkpoint-previous-{n}").read_bytes() for n in (1, 2, 3)]
 
 
