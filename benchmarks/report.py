@@ -1,12 +1,11 @@
 """Write the README's tables from results.json, and take a finished run of the notebook into it.
 
-python benchmarks/report.py                       # write the tables, and draw the LR sweep
-python benchmarks/report.py --check               # only compare: status 1 if a table differs
-python benchmarks/report.py outputs/full          # this run replaces all of the record
-python benchmarks/report.py outputs/full --add    # or joins them, as one more seed
+python -m benchmarks.report                       # write the tables, and draw the LR sweep
+python -m benchmarks.report --check               # only compare: status 1 if a table differs
+python -m benchmarks.report outputs/full          # this run replaces all of the record
+python -m benchmarks.report outputs/full --add    # or joins them, as one more seed
 """
 
-import re
 import shutil
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
@@ -15,110 +14,228 @@ from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, median, stdev
 
-import common
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.ticker import LogLocator
 
 import utils
+from benchmarks import common
 from models.resnet import ResNet18
 
+NEEDED_BLOCKS = ("headline", "results", "log")  # the README may do without the others
+DRAWN_BEFORE_TRAINING = ("samples.png", "lr_finder.png")
+DRAWN_AFTER_TRAINING = ("history.png", "confusion_matrix.png", "misclassified.png", "gradcam.png")
 
+
+# --- The tables of the two READMEs ----------------------------------------------------------------
 def describe(settings: dict) -> str:
     """Name settings for a reader: "epochs 5, half size"."""
-    own = (name if value is True else f"{name} {value}" for name, value in sorted(settings.items()))
-    return ", ".join(own).replace("_", " ") or "default settings"
+    words = []
+    for name, value in sorted(settings.items()):
+        word = name.replace("_", " ")
+        words.append(word if value is True else f"{word} {value}")
+    return ", ".join(words) or "default settings"
 
 
 def average(values: list[float]) -> str:
     """Return mean and standard deviation of percentages: "95.01 ± 0.12 %"."""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if values[1:] else "") + " %"
+    if len(values) == 1:
+        return f"{values[0]:.2f} %"
+    return f"{mean(values):.2f} ± {stdev(values):.2f} %"
 
 
-def make_table(*rows: str) -> str:
-    """Return a table in Markdown of a head and rows, whose cells are divided by " | "."""
-    line = " | ".join("---" for _ in rows[0].split(" | "))
-    return "\n".join(f"| {row} |" for row in (rows[0], line, *rows[1:]))
+def make_table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def get_record(results: dict) -> list[dict]:
+    """Return the rows of the record, those of the plainest settings first."""
+    return sorted(results.get("record", []), key=lambda row: (len(row["settings"]), row["seed"]))
+
+
+def get_plainest(record: list[dict]) -> list[dict]:
+    """Return the rows with the settings of the first one, which headline and log are about."""
+    return [row for row in record if row["settings"] == record[0]["settings"]]
+
+
+def make_headline(results: dict) -> str:
+    """Say the record in one sentence."""
+    record = get_record(results)
+    if not record:
+        return "Not measured yet."
+
+    rows = get_plainest(record)
+    accuracy = average([row["accuracy"] for row in rows])
+    epochs = len(rows[0]["history"]["seconds"])
+    images = f"{rows[0]['test_images']:,} images"
+    seeds = f"mean ± standard deviation of {len(rows)} seeds" if len(rows) > 1 else "one run"
+    return (
+        f"**{accuracy}** test accuracy after {epochs} epochs "
+        f"with {describe(rows[0]['settings'])} ({images}, {seeds})."
+    )
+
+
+def make_comparison(results: dict) -> str:
+    """Return the table of the same network here and elsewhere."""
+    zoo = "[cifar10-zoo](https://github.com/KellerJordan/cifar10-zoo), SGD"
+    rows = [
+        [zoo, "26", "93.44 %", "94.00 %", "3, and 200 mirrored"],
+        [zoo, "80", "95.45 %", "95.88 %", "3, and 100 mirrored"],
+    ]
+    record = get_record(results)
+    if record:
+        own = get_plainest(record)
+        cells = [f"ours, {describe(own[0]['settings'])}", str(len(own[0]["history"]["seconds"]))]
+        for name in ("accuracy", "mirrored_accuracy"):
+            values = [row[name] for row in own if name in row]
+            cells.append(f"{mean(values):.2f} %" if values else "\u2013")
+        rows.insert(0, [*cells, str(len(own))])
+    return make_table(["the same network", "epochs", "one view", "mirrored views", "runs"], rows)
+
+
+def make_results(results: dict) -> str:
+    """Return the table of the record, a row for each seed."""
+    head = ["seed", "settings", "peak learning rate", "test loss", "accuracy, one view"]
+    head += ["mirrored views", "without near duplicates", "median epoch, training", "machine"]
+    rows = []
+    for row in get_record(results):
+        cells = [str(row["seed"]), describe(row["settings"])]
+        cells += [f"{row['max_lr']:.3g}", f"{row['loss']:.4f}"]
+        for name in ("accuracy", "mirrored_accuracy", "without_near_duplicates"):
+            cells.append(f"{row[name]:.2f} %" if name in row else "\u2013")
+        cells += [f"{median(row['history']['seconds']):.3g} s", row["machine"]]
+        rows.append(cells)
+    return make_table(head, rows)
+
+
+def make_log(results: dict) -> str:
+    """Return the training log of one run, its second half beside the first."""
+    history = {}
+    for row in get_plainest(get_record(results)):
+        if "test_loss" in row["history"]:  # record.py does not test every epoch
+            history = row["history"]
+            break
+
+    names = ("train_accuracy", "test_loss", "test_accuracy")
+    columns = [history.get(name, []) for name in names]
+    epochs = []
+    for epoch, values in enumerate(zip(*columns, strict=True), 1):
+        epochs.append([str(epoch), *(f"{value:#.4g}" for value in values)])
+
+    head = ["epoch", "train accuracy", "test loss", "test accuracy"]
+    half = (len(epochs) + 1) // 2
+    pairs = zip_longest(epochs[:half], epochs[half:], fillvalue=[""] * len(head))
+    return make_table(head + head, [first + second for first, second in pairs])
+
+
+def get_finished_sweep(results: dict) -> list[dict]:
+    """Return the rows of the sweep that have an accuracy: a run that diverged has none."""
+    return [row for row in results.get("sweep", []) if not row.get("diverged")]
 
 
 def group_sweep(results: dict) -> dict[str, dict[float, list]]:
     """Return the accuracies of the sweep by settings, and by peak to two digits."""
     groups = defaultdict(lambda: defaultdict(list))
-    for row in results.get("sweep", []):
-        setting = describe({n: value for n, value in row["settings"].items() if n != "max_lr"})
-        groups[setting][float(f"{row['max_lr']:.2g}")].append(row["accuracy"])
+    for row in get_finished_sweep(results):
+        others = {name: value for name, value in row["settings"].items() if name != "max_lr"}
+        peak = float(f"{row['max_lr']:.2g}")
+        groups[describe(others)][peak].append(row["accuracy"])
     return groups
 
 
-def get_blocks(results: dict) -> dict[str, str]:
-    """Return the sentence and the tables of the README by their names."""
-    record = sorted(results.get("record", []), key=lambda r: (len(r["settings"]), r["seed"]))
-    headline, log, lines = "Not measured yet.", [], []  # the plainest settings come first
-    names = ("accuracy", "mirrored_accuracy", "without_near_duplicates")
-    for row in record:
-        scores = " | ".join(average([row[name]]) if name in row else "\u2013" for name in names)
-        line = f"{row['seed']} | {describe(row['settings'])} | {row['max_lr']:.3g}"
-        line += f" | {row['loss']:.4f} | {scores} | {median(row['history']['seconds']):.3g} s"
-        lines.append(f"{line} | {row['machine']}")
-    head = "seed | settings | peak learning rate | test loss | accuracy, one view | mirrored views "
-    head += "| without near duplicates | median epoch, training | machine"
-    blocks = {"results": make_table(head, *lines)}
-    if record:
-        rows = [row for row in record if row["settings"] == record[0]["settings"]]
-        logs, values = [row["history"] for row in rows], [row["accuracy"] for row in rows]
-        shown = next((kept for kept in logs if "test_loss" in kept), {})  # record.py has none
-        columns = (shown.get(name, []) for name in ("train_accuracy", "test_loss", "test_accuracy"))
-        for epoch, cells in enumerate(zip(*columns, strict=False), 1):
-            log.append(" | ".join([str(epoch), *(f"{value:#.4g}" for value in cells)]))
-        headline = f"**{average(values)}** test accuracy after {len(logs[0]['seconds'])} epochs "
-        headline += f"with {describe(rows[0]['settings'])} ({rows[0]['test_images']:,} images, "
-        headline += f"mean ± standard deviation of {len(rows)} seeds)." if rows[1:] else "one run)."
-    head, half = "epoch | train accuracy | test loss | test accuracy", (len(log) + 1) // 2
-    pairs = zip_longest(log[:half], log[half:], fillvalue=" | | | ")
-    blocks |= {"headline": headline, "log": make_table(f"{head} | {head}", *map(" | ".join, pairs))}
-    lines = []
-    for settings, peaks in sorted(group_sweep(results).items()):
-        peak, values = max(peaks.items(), key=lambda item: mean(item[1]))
-        line = f"{settings} | {peak} (best of {len(peaks)})"
-        lines.append(f"{line} | {average(values)} | {len(values)}")
-    head = "setting | peak learning rate | accuracy on validation images | runs"
-    blocks["settings"], lines = make_table(head, *lines), []
+def make_settings(results: dict) -> str:
+    """Return the table of the sweep: all settings, each with its best peak."""
+    rows = []
+    for setting, peaks in sorted(group_sweep(results).items()):
+        best = max(peaks, key=lambda peak: mean(peaks[peak]))
+        values = peaks[best]
+        rows.append([setting, f"{best} (best of {len(peaks)})", average(values), str(len(values))])
+    head = ["setting", "peak learning rate", "accuracy on validation images", "runs"]
+    return make_table(head, rows)
+
+
+def make_speed(results: dict) -> str:
+    """Return the table of what was timed."""
+    rows = []
     for row in results.get("speed", []):
-        line = f"{row['what']} | {row['plain']:.3g} s | {row['ours']:.3g} s"
-        lines.append(f"{line} | **{row['plain'] / row['ours']:.1f} x** | {row['machine']}")
-    blocks["speed"] = make_table("what | plain | ours | ratio | machine", *lines)
-    return blocks
+        ratio = row["plain"] / row["ours"]
+        seconds = [f"{row['plain']:.3g} s", f"{row['ours']:.3g} s"]
+        rows.append([row["what"], *seconds, f"**{ratio:.1f} x**", row["machine"]])
+    return make_table(["what", "plain", "ours", "ratio", "machine"], rows)
 
 
-def update_readme(check: bool) -> bool:
-    """Write the blocks between their marks, or only compare; return whether any differs."""
-    path = common.ROOT / "README.md"
-    old = text = path.read_text(encoding="utf-8")
-    for name, block in get_blocks(common.read_results()).items():
-        marks = rf"(?s)(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)"
-        renewed = re.sub(marks, lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text)
-        if renewed != text:
-            print(f"README.md: {name} {'differs from results.json' if check else 'is new'}.")
-        text = renewed
-    if not check:
-        utils.replace_file(path, lambda file: file.write(text.encode()))
-    return text != old
+def get_blocks(results: dict) -> dict[str, str]:
+    """Return the sentence and the tables of the README by the names in their marks."""
+    return {
+        "headline": make_headline(results),
+        "comparison": make_comparison(results),
+        "results": make_results(results),
+        "log": make_log(results),
+        "settings": make_settings(results),
+        "speed": make_speed(results),
+    }
 
 
+def update_readmes(check: bool) -> bool:
+    """Write the blocks of both READMEs, or only compare; return whether all is as it should."""
+    blocks = get_blocks(common.read_results())
+    is_right = update_page("README.md", blocks, NEEDED_BLOCKS, check)
+    if (common.ROOT / "benchmarks" / "README.md").exists():
+        is_right &= update_page("benchmarks/README.md", blocks, (), check)
+    return is_right
+
+
+def update_page(name: str, blocks: dict, needed: tuple, check: bool) -> bool:
+    """Write the blocks of a page between their marks, or only compare; those that are not needed
+    may be absent. Return whether all is as it should."""
+    path = common.ROOT / name
+    old = path.read_text(encoding="utf-8")
+    new = old
+    has_all_marks = True
+    for mark, block in blocks.items():
+        begin = f"<!-- begin: {mark} -->\n"
+        end = f"<!-- end: {mark} -->"
+        if begin not in old and end not in old and mark not in needed:
+            continue
+
+        before, _, rest = new.partition(begin)
+        inside, found_end, after = rest.partition(end)
+        is_clear = found_end and "<!-- begin" not in inside
+        if not is_clear or old.count(begin) != 1 or old.count(end) != 1:
+            print(f"{name}: {mark} needs one line {begin.strip()}, and below it one {end}.")
+            has_all_marks = False
+        elif inside != f"{block}\n":
+            print(f"{name}: {mark} {'differs from results.json' if check else 'is new'}.")
+            new = f"{before}{begin}{block}\n{end}{after}"
+
+    if check:
+        return has_all_marks and new == old
+    utils.replace_file(path, new.encode())
+    return has_all_marks
+
+
+# --- The figure of the sweep ----------------------------------------------------------------------
 @utils.plot_style()
 def draw_sweep(results: dict):
     """Draw accuracy by peak in the short runs, for both optimizers, and what the finder chose."""
     short = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0, "anneal_strategy": "cos"}
-    (figure, axis), titles = plt.subplots(figsize=(8, 4.5)), []
-    rows, groups = results["sweep"] + results.get("finder", []), group_sweep(results)
+    rows = get_finished_sweep(results) + results.get("finder", [])
+    groups = group_sweep(results)
+
+    figure, axis = plt.subplots(figsize=(8, 4.5))
+    titles = []
     for own, name, color in (({}, "Muon", utils.BLUE), ({"optimizer": "sgd"}, "SGD", utils.GREEN)):
         setting = describe(short | own)
         points = {peak: mean(values) for peak, values in sorted(groups[setting].items())}
         axis.plot(points.keys(), points.values(), "o-", color=color, label=name)
-        for best in sorted(points, key=points.get)[-1:]:
+        if points:
+            best = max(points, key=points.get)
             titles.append(f"{name} is best with a peak of {best} ({points[best]:.1f} %)")
         for peak in {row["max_lr"] for row in rows if describe(row["settings"]) == setting}:
             axis.axvline(peak, color=color, ls=":", label=f"LR finder's peak for {name}")
+
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
     axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
     axis.set_title(f"{', '.join(titles)}\n({describe(short)})")
@@ -127,50 +244,118 @@ def draw_sweep(results: dict):
     plt.close(figure)
 
 
-def take_run(folder: Path, add: bool):
-    """Put a run into the record and its figures into images/; stop if it is no result."""
-    path, usual = folder / "checkpoint.pt", vars(utils.Config)
+# --- A run of the notebook ------------------------------------------------------------------------
+def read_run(folder: Path) -> dict:
+    """Return the row of a finished run; stop if it is no result."""
+    path = folder / "checkpoint.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        run, history = state["run"], state["history"]
-        changed = {n: value for n, value in run.items() if value != usual.get(n, value)}
-        if state["model"].keys() != ResNet18().state_dict().keys():
-            changed["network"] = "not ResNet18"
-        row = {"settings": changed, "seed": changed.pop("seed", 0), "machine": state["machine"]}
-        row |= {"max_lr": max(history.pop("lr")), "test_images": 10_000, "history": history}
-        row |= {name: history[f"test_{name}"][-1] for name in ("loss", "accuracy")}
-        data = run["profile"], run["dataset"], min(run["train_images"] or 50_000, 50_000)
-        to_go = run["epochs"] - len(history["test_loss"])
+        run = state["run"]
+        history = state["history"]
+        done = len(history["test_loss"])
+        train_images = min(run["train_images"] or 50_000, 50_000)
+        is_cifar10 = (run["profile"], run["dataset"]) == ("full", "CIFAR-10")
+        row = {
+            "commit": state.get("commit"),
+            "settings": get_own_settings(state),
+            "seed": run["seed"],
+            "machine": state["machine"],
+            "max_lr": max(history.pop("lr")),
+            "test_images": 10_000,
+            "history": history,
+            "loss": history["test_loss"][-1],
+            "accuracy": history["test_accuracy"][-1],
+        }
     except Exception as error:  # there is no telling what a damaged file raises
         sys.exit(f"{path} is missing or damaged ({type(error).__name__}).")
-    if to_go:
-        sys.exit(f"{path} has {to_go} of {run['epochs']} epochs to go.")
-    if data != ("full", "CIFAR-10", 50_000):
+
+    if done < run["epochs"]:
+        sys.exit(f"{path} has {run['epochs'] - done} of {run['epochs']} epochs to go.")
+    if not is_cifar10 or train_images < 50_000:
         sys.exit(f"{path} is not of a run on all of CIFAR-10, so it is no result.")
-    changed |= {n: list(value) for n, value in changed.items() if type(value) is tuple}  # as JSON
+    if state.get("trained_before"):
+        sys.exit(
+            f"{path} is of a model that had been trained before, so it is no seed of its own: "
+            f"train a new model, with another output_dir or resume=False."
+        )
+    return row
+
+
+def get_own_settings(state: dict) -> dict:
+    """Return what a checkpoint's run did otherwise than the defaults, as JSON has it."""
+    defaults = vars(utils.Config)
+    settings = {}
+    for name, value in state["run"].items():
+        if name != "seed" and value != defaults.get(name, value):
+            settings[name] = list(value) if isinstance(value, tuple) else value
+    if state["model"].keys() != ResNet18().state_dict().keys():
+        settings["network"] = "not ResNet18"
+    return settings
+
+
+def take_run(folder: Path, add: bool):
+    """Put a run into the record, in place of all others or as one more seed."""
+    row = read_run(folder)
     old = common.read_results().get("record", [])
-    if add and old and changed not in [other["settings"] for other in old]:
+    if add and old and row["settings"] not in [other["settings"] for other in old]:
         sys.exit(f"{folder} has other settings than the record: leave out --add.")
-    gone = [r for r in old if not add or (r["settings"], r["seed"]) == (changed, row["seed"])]
+
+    gone = old
+    if add:
+        own = (row["settings"], row["seed"])
+        gone = [other for other in old if (other["settings"], other["seed"]) == own]
     common.add_row("record", row, gone)
     told = [f"seed {other['seed']} with {other['accuracy']:.2f} %" for other in gone]
     print(f"results.json: {row['accuracy']:.2f} % replaces {', '.join(told) or 'nothing'}.")
-    for figure in [] if add else sorted(folder.glob("*.png")):
-        print("Replaced:", shutil.copy(figure, common.ROOT / "images"))
 
 
-def main() -> bool:
-    """Do what the arguments ask for; return whether a table was to be checked, and differs."""
+def copy_figures(folder: Path):
+    """Copy the figures of a run to images/, and name each one there that it did not replace."""
+    images = common.ROOT / "images"
+    own = {path.name for path in folder.glob("*.png")}
+    stale = {name for name in own if is_stale(folder / name)}
+    for name in sorted(own - stale):
+        print("Replaced:", shutil.copy(folder / name, images))
+
+    shown = {path.name for path in images.glob("*.png")} - {"lr_sweep.png"}
+    for name in sorted(shown - own):
+        print(f"Not replaced: {images / name}, since {folder / name} is missing.")
+    for name in sorted(stale):
+        print(f"Not replaced: {images / name}, since {folder / name} is of an earlier run.")
+
+
+def is_stale(figure: Path) -> bool:
+    """Tell whether a figure is older than the run in its folder."""
+    others = []
+    if figure.name in DRAWN_AFTER_TRAINING:
+        others = [figure.parent / "checkpoint.pt"]
+    if figure.name in DRAWN_BEFORE_TRAINING:  # the run before had ended when they were drawn
+        others = figure.parent.glob("checkpoint-previous-*.pt")
+    drawn = figure.stat().st_mtime
+    return any(drawn < other.stat().st_mtime for other in others)
+
+
+def main() -> int:
+    """Do what the arguments ask for; return 1 if a table differs, or has nowhere to stand."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="of a finished run of the notebook")
-    parser.add_argument("--add", action="store_true")
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--add", action="store_true", help="the run is one more seed of the record")
+    parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
-    if args.folder and not args.check:
+    if args.add and not args.folder:
+        parser.error("--add needs the folder of a run.")
+
+    if args.check:
+        return 0 if update_readmes(check=True) else 1
+
+    if args.folder:
         take_run(args.folder, args.add)
-    if not args.check and common.read_results().get("sweep"):
-        draw_sweep(common.read_results())
-    return update_readme(args.check) and args.check
+    if args.folder and not args.add:
+        copy_figures(args.folder)
+    results = common.read_results()
+    if results.get("sweep"):
+        draw_sweep(results)
+    return 0 if update_readmes(check=False) else 1
 
 
 if __name__ == "__main__":

@@ -1,86 +1,167 @@
 """Measure how much faster this project trains than the plain way of most tutorials.
 
-    python benchmarks/speed.py      # takes minutes; without a download
+    python -m benchmarks.speed      # takes minutes; without a download
 
 Plain: torchvision's transforms of one PIL image at a time, in two workers, and a float32 step of
 torch.optim.SGD. Ours: utils.make_loader and utils.train. A step is that of a batch that is there.
 """
 
+import argparse
 import os
+import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from statistics import median
-from timeit import repeat
 
-import common
 import numpy as np
 import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision import transforms as T
 
 import utils
+from benchmarks import common
 from models.resnet import ResNet18
 
 
-def get_loaders(count: int, config: utils.Config) -> tuple:
-    """Return two loaders of so many random images: the plain one, and ours."""
-    plain, random = datasets.CIFAR10.__new__(datasets.CIFAR10), np.random.default_rng(0)
-    plain.data = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    plain.targets, plain.target_transform = random.integers(0, 10, count), None
-    crop, flip = T.RandomCrop(32, padding=4, padding_mode="reflect"), T.RandomHorizontalFlip()
-    cut_out = T.RandomErasing(1, scale=(0.25, 0.25), ratio=(1, 1))  # 16 x 16, too
-    normalize, (transform, _) = T.Normalize(config.mean, config.std), utils.get_transforms(config)
-    plain.transform = T.Compose([crop, flip, T.ToTensor(), normalize, cut_out])
-    ours = utils.make_loader(plain.data, plain.targets, transform, config, shuffle=True)
-    workers = {"num_workers": 2, "persistent_workers": True}
-    return torch.utils.data.DataLoader(plain, config.batch_size, shuffle=True, **workers), ours
+def make_images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return so many random images, uint8 (N, 32, 32, 3), and labels (N,)."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    labels = random.integers(0, 10, count)
+    return images, labels
 
 
-def get_trainers(config: utils.Config) -> tuple:
-    """Return two functions of a loader, which train a ResNet18 for an epoch: plain, and ours."""
-    twin, model = ResNet18().to(config.device), ResNet18().to(config.device)
-    sgd = torch.optim.SGD(twin.parameters(), lr=0.01, momentum=0.9)
-    optimizer = utils.get_optimizer(model.to(memory_format=torch.channels_last), 0.01, config)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
-    rest = optimizer, scheduler, utils.get_scaler(config.device), config
+def make_plain_loader(count: int, config: utils.Config) -> DataLoader:
+    """Return a loader of random images as most tutorials have it, with our augmentation."""
+    dataset = datasets.CIFAR10.__new__(datasets.CIFAR10)  # it would look for its files
+    dataset.data, dataset.targets = make_images(count)
+    dataset.target_transform = None
+    dataset.transform = T.Compose(
+        [
+            T.RandomCrop(32, padding=4, padding_mode="reflect"),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize(config.mean, config.std),
+            T.RandomErasing(1, scale=(0.25, 0.25), ratio=(1, 1)),  # CutOut's 16 x 16 pixels
+        ]
+    )
+    return DataLoader(
+        dataset, config.batch_size, shuffle=True, num_workers=2, persistent_workers=True
+    )
 
-    def train_plain(loader):
+
+def make_our_loader(count: int, config: utils.Config) -> DataLoader:
+    """Return this project's loader of the same images."""
+    images, labels = make_images(count)
+    transform, _ = utils.get_transforms(config)
+    return utils.make_loader(images, labels, transform, config, shuffle=True)
+
+
+def make_plain_trainer(config: utils.Config) -> Callable:
+    """Return a function that trains a ResNet18 on a loader for an epoch, as most tutorials do."""
+    model = ResNet18().to(config.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def train(loader):
         for images, labels in loader:
-            images, labels = images.to(config.device), labels.to(config.device)
-            logits = twin(images)
-            loss = torch.nn.functional.cross_entropy(logits, labels)
-            sgd.zero_grad()
+            images = images.to(config.device)
+            labels = labels.to(config.device)
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
             loss.backward()
-            sgd.step()
-            _ = loss.item(), (logits.argmax(1) == labels).sum().item()  # shown in every step
+            optimizer.step()
+            loss.item()  # both are shown in every step, and make a GPU wait
+            (logits.argmax(1) == labels).sum().item()
 
-    return train_plain, lambda loader: utils.train(model, loader, *rest)
+    return train
 
 
-def compare(what: str, calls, arguments, config: utils.Config) -> float:
-    """Time two calls; print their medians, keep them in results.json; return ours."""
-    timers = map(partial, calls, arguments)  # a call waits for the GPU; the first is a warm-up
-    plain, ours = (median(repeat(timer, number=1, repeat=4)[1:]) for timer in timers)
-    machine = f"{utils.describe_machine(config.device)}, {os.cpu_count()} cores"
+def make_our_trainer(config: utils.Config) -> Callable:
+    """Return a function that trains a ResNet18 on a loader for an epoch with utils.train."""
+    model = ResNet18().to(config.device)
+    optimizer = utils.get_optimizer(model, 0.01, config)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+    scaler = utils.get_scaler(config)
+    return lambda loader: utils.train(model, loader, optimizer, scheduler, scaler, config)
+
+
+def read_all(loader):
+    """Read a loader to its end, and keep nothing."""
+    deque(loader, maxlen=0)
+
+
+def measure(call: Callable) -> float:
+    """Return the median of three times in seconds, after a call that warms up."""
+    call()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()  # it waits for the GPU
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def compare(what: str, plain_call: Callable, our_call: Callable, config: utils.Config) -> float:
+    """Time both ways, print and keep the medians in results.json; return ours in seconds."""
+    commit = utils.get_commit()
+    plain = measure(plain_call)
+    ours = measure(our_call)
     print(f"{what}: plain {plain:.3g} s, ours {ours:.3g} s, {plain / ours:.1f} x")
+
+    machine = f"{utils.describe_machine(config)}, {os.cpu_count()} cores"
     same = {"what": what, "machine": machine}
-    old = [row for row in common.read_results().get("speed", []) if same.items() <= row.items()]
-    common.add_row("speed", {**same, "plain": plain, "ours": ours}, old)
+    rows = common.read_results().get("speed", [])
+    gone = [row for row in rows if same.items() <= row.items()]
+    common.add_row("speed", {"commit": commit, **same, "plain": plain, "ours": ours}, gone)
     return ours
 
 
-def main(count=50_000, size=512):
+def main():
     """Compare the input, a training step and, on a GPU, an epoch."""
-    cpu, best = (utils.get_config("full", batch_size=size, device=d) for d in ("cpu", None))
-    loaders = get_loaders(count, cpu)
-    batches = [[next(iter(loader))] for loader in loaders]
-    read_all = [lambda loader: deque(loader, maxlen=0)] * 2
-    loading = compare(f"loading {count:,} images on the CPU", read_all, loaders, cpu)
-    step = compare(f"a step with {size} images on the CPU", get_trainers(cpu), batches, cpu)
-    print(f"Our loading takes {loading / count * size / step:.2%} of our training step.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=50_000, help="in an epoch; default 50000")
+    parser.add_argument("--batch-size", type=int, default=512, help="default 512")
+    args = parser.parse_args()
+    if not 1 <= args.batch_size <= args.images:
+        parser.error("--batch-size must be 1 or more, and not above --images.")
+
+    # A folder of its own, so that nothing but the speed of a run in outputs/full matters here.
+    options = {"batch_size": args.batch_size, "output_dir": common.ROOT / "outputs" / "speed"}
+    cpu = utils.get_config("full", device="cpu", **options)
+    plain_loader = make_plain_loader(args.images, cpu)
+    our_loader = make_our_loader(args.images, cpu)
+    loading = compare(
+        f"loading {args.images:,} images on the CPU",
+        partial(read_all, plain_loader),
+        partial(read_all, our_loader),
+        cpu,
+    )
+
+    plain_batch = [next(iter(plain_loader))]
+    our_batch = [next(iter(our_loader))]
+    step = compare(
+        f"a step with {args.batch_size} images on the CPU",
+        partial(make_plain_trainer(cpu), plain_batch),
+        partial(make_our_trainer(cpu), our_batch),
+        cpu,
+    )
+    share = loading / args.images * args.batch_size / step
+    print(f"Our loading takes {share:.2%} of our training step.")
+
+    best = utils.get_config("full", **options)
     if best.device.type == "cuda":
-        what = f"an epoch of {count:,} images on the GPU"
-        compare(what, get_trainers(best), get_loaders(count, best), best)
+        compare(
+            f"an epoch of {args.images:,} images on the GPU",
+            partial(make_plain_trainer(best), make_plain_loader(args.images, best)),
+            partial(make_our_trainer(best), make_our_loader(args.images, best)),
+            best,
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """The benchmarks: what they promise, on a stand-in for CIFAR-10 and with a small network."""
 
+import json
+import multiprocessing
+import os
+import re
+import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from unittest.mock import DEFAULT, Mock, patch
 
 import pytest
@@ -11,38 +15,38 @@ import torchvision
 from torch import nn
 
 import utils
+from benchmarks import common, record, report, speed, sweep
+from helpers import ROOT, make_images, make_network, save_run
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-
-import common
-import record
-import report
-import speed
-import sweep
-from test_copy import save_run
-from test_readme import make_images, make_network
-
-TRAINED = ("epochs=2", "batch_size=45", "max_lr=0.02", "--seeds=2")
+TRAINED = ("epochs=2", "batch_size=45", "max_lr=0.02")
 BLOCKS = "".join(f"<!-- begin: {key} -->\n<!-- end: {key} -->\n" for key in report.get_blocks({}))
+MEAN = {"mean": (0.5, 0.5, 0.5)}  # as a run has it
+ROW_OF_MEAN = {"mean": [0.5, 0.5, 0.5]}  # as a row has it
+SHORT = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0, "anneal_strategy": "cos"}
 
 
 @pytest.fixture(autouse=True)
-def call(tmp_path, monkeypatch):
-    """Return a function that runs a script in tmp_path, and returns the rows of a part."""
+def root(tmp_path, monkeypatch):
+    """Let the scripts work in a folder of their own, with stand-ins for data and network."""
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", partial(make_images, 10))
     monkeypatch.setattr(common, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for script in (sweep, speed):
+    for script in (common, speed):
         monkeypatch.setattr(script, "ResNet18", make_network)
-    for name in ("train", "predict"):
+    for name in ("train", "predict", "range_test"):
         monkeypatch.setattr(utils, name, Mock(wraps=getattr(utils, name)))
     (tmp_path / "images").mkdir()
-    (tmp_path / "README.md").write_text(BLOCKS)
+    (tmp_path / "README.md").write_text(BLOCKS, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Return a function that runs a script with arguments, and returns its status."""
 
     def run(script, *arguments):
         monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
-        run.status = script.main()
-        return common.read_results().get("record" if script is report else script.__name__, [])
+        return script.main()
 
     return run
 
@@ -52,133 +56,766 @@ def count_images(spy):
     return [len(call.args[1].dataset) for call in spy.call_args_list]
 
 
-def test_sweep_trains_every_combination_once_and_never_tests(call):
-    rows = call(sweep, "momentum=0.8,0.9", *TRAINED)
-    expected = [(0.8, 0), (0.9, 0), (0.8, 1), (0.9, 1)]
-    assert [(row["settings"]["momentum"], row["seed"]) for row in rows] == expected
-    assert call(sweep, *TRAINED[:3], "momentum=0.9,0.8", "--seeds=2") == rows, "in another order"
-    assert count_images(utils.train) == 8 * [90], "nothing is trained again"
-    assert count_images(utils.predict) == 8 * [10], "never the 30 test images"
+def read_rows(part):
+    return common.read_results().get(part, [])
 
 
+def read_readme():
+    return (common.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# --- Settings and seeds ---------------------------------------------------------------------------
+def test_sweep_trains_every_combination_with_every_seed(call):
+    call(sweep, "momentum=0.8,0.9", *TRAINED, "--seeds=2")
+    found = [(row["settings"]["momentum"], row["seed"]) for row in read_rows("sweep")]
+    assert found == [(0.8, 0), (0.9, 0), (0.8, 1), (0.9, 1)]
+    assert count_images(utils.train) == 8 * [90]
+
+
+def test_what_is_in_results_is_not_trained_again(call):
+    call(sweep, "momentum=0.8,0.9", *TRAINED, "--seeds=1")
+    rows = read_rows("sweep")
+    call(sweep, *TRAINED, "momentum=0.9,0.8", "--seeds=1")  # in another order
+    assert read_rows("sweep") == rows
+    assert utils.train.call_count == 4
+
+
+def test_sweep_never_looks_at_the_test_images(call):
+    call(sweep, *TRAINED, "--seeds=2")
+    assert count_images(utils.predict) == 4 * [10], "the held-out tenth, not the 30 test images"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["max_lr=0.02", "max_lr=0.04"], "max_lr is given twice"),
+        (["max_lr=0.02,2e-2"], "twice"),
+        (["seed=3"], "--seeds"),
+        (["output_dir=here"], "output_dir"),
+        (["momemtum=0.9"], "no setting 'momemtum'"),
+        (["momentum=0.9,1.5"], "momentum is 1.5"),
+        (["train_images=none"], "train_images is 'none'"),
+        (["optimizer=adam_who"], "optimizer is 'adam_who'"),
+        (["device=abacus"], "abacus"),
+        (["max_lr=high"], "max_lr is 'high'"),
+        (["max_lr=nan"], "max_lr is nan"),
+        (["max_lr=0"], "max_lr is 0"),
+        (["half_size=2"], "half_size is 2"),
+        (["max_lr"], "NAME=VALUE"),
+        (["max_lr="], "NAME=VALUE"),
+        (["=0.02"], "NAME=VALUE"),
+        (["max_lr=0.02,"], "NAME=VALUE"),
+        (["max_lr=0.02,", "0.04"], "NAME=VALUE"),
+        (["max_lr= 0.02"], "NAME=VALUE"),
+        (["max_lr =0.02"], "NAME=VALUE"),
+        (["max_lr=0.02=0.04"], "NAME=VALUE"),
+        ([""], "NAME=VALUE"),
+        (["--seeds=0"], "--seeds is 0"),
+    ],
+)
+def test_a_call_that_makes_no_sense_is_refused_before_anything_is_trained(
+    arguments, words, call, capsys
+):
+    with pytest.raises(SystemExit) as stopped:
+        call(sweep, *TRAINED[:2], *arguments)
+    assert stopped.value.code == 2
+    *_, told = capsys.readouterr().err.splitlines()
+    assert words in told
+    assert utils.train.call_count == 0
+
+
+@pytest.mark.parametrize("script", [sweep, record, speed, report])
+def test_help_does_nothing_else(script, call, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(script, "--help")
+    assert stopped.value.code == 0
+    assert "usage" in capsys.readouterr().out
+    assert utils.train.call_count == 0
+    assert sorted(path.name for path in common.ROOT.iterdir()) == ["README.md", "images"]
+
+
+# --- Training -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("script", [sweep, record])
-def test_ctrl_c_appends_nothing_and_a_new_call_goes_on(call, script):
+def test_after_ctrl_c_a_new_call_goes_on_where_it_stopped(script, call):
+    part = script.__name__.removeprefix("benchmarks.")
     utils.train.side_effect = [DEFAULT, DEFAULT, DEFAULT, KeyboardInterrupt]
     with pytest.raises(KeyboardInterrupt):
-        call(script, *TRAINED)
-    assert [row["seed"] for row in common.read_results()[script.__name__]] == [0]
+        call(script, *TRAINED, "--seeds=2")
+    assert [row["seed"] for row in read_rows(part)] == [0], "half of a run is no row"
+
     utils.train.side_effect = None
-    assert [row["seed"] for row in call(script, *TRAINED)] == [0, 1]
-    assert utils.train.call_count == 5, "the epoch that was missing"
-    assert not list(Path().rglob("checkpoint.pt"))
+    call(script, *TRAINED, "--seeds=2")
+    assert [row["seed"] for row in read_rows(part)] == [0, 1]
+    assert utils.train.call_count == 5, "only the epoch that was missing"
 
 
-def test_record_tests_once_after_the_end(call):
-    (row,) = call(record, *TRAINED[:3], "--seeds=1")
-    assert (count_images(utils.train), row["test_images"]) == ([100, 100], 30)
-    utils.predict.call_args_list.pop()  # the mirror images, which have no dataset
-    assert count_images(utils.predict) == [10, 10, 30], "held out training images, and the test"
+def test_the_folder_of_a_run_goes_when_its_row_is_there(call, root):
+    call(sweep, *TRAINED, "--seeds=1")
+    assert not list(root.rglob("checkpoint.pt"))
 
 
-def test_scores_count_both_mirror_images_together():
-    class Left(nn.Linear):  # answers 1 when the left column is bright, surely 0 for the right one
-        def forward(self, images):
-            return torch.stack([3 * images[:, 0, 0, -1], images[:, 0, 0, 0]], dim=1)
+def test_record_trains_on_all_images_and_tests_once_after_the_end(call):
+    call(record, *TRAINED, "--seeds=1")
+    (row,) = read_rows("record")
+    assert count_images(utils.train) == [100, 100]
+    assert row["test_images"] == 30
+    *looks, mirrored = utils.predict.call_args_list
+    assert [len(look.args[1].dataset) for look in looks] == [10, 10, 30], "probes, and the test"
+    assert len(mirrored.args[1]) == 1, "and the mirror images, which are a list of one batch"
 
-    images, labels = torch.zeros(4, 3, 32, 32), torch.tensor([1, 1, 1, 0])
+
+class Left(nn.Linear):
+    """Answer 1 when the left column is bright, and 0, more surely, when the right one is."""
+
+    def forward(self, images):
+        return torch.stack([3 * images[:, 0, 0, -1], images[:, 0, 0, 0]], dim=1)
+
+
+@pytest.fixture
+def left_batch():
+    """Four images that are bright at the left; the last of them is labelled 0."""
+    images = torch.zeros(4, 3, 32, 32)
     images[:, :, :, 0] = 1
-    row = record.test(Left(1, 1), [(images, labels)], "TestID\n3\n")
-    assert (row["accuracy"], row["mirrored_accuracy"]) == (75, 25)
+    return images, torch.tensor([1, 1, 1, 0])
+
+
+def test_scores_count_both_mirror_images_together(left_batch):
+    row = record.score(Left(1, 1), [left_batch], set())
+    assert row["accuracy"] == 75
+    assert row["mirrored_accuracy"] == 25
+
+
+def test_near_duplicates_are_left_out(left_batch, tmp_path):
+    (tmp_path / "near.csv").write_text("TestID,other\n3,x\n")
+    near_duplicates = record.read_near_duplicates(str(tmp_path / "near.csv"))
+    row = record.score(Left(1, 1), [left_batch], near_duplicates)
     assert row["without_near_duplicates"] == 100
 
 
-def test_the_split_is_stratified_disjoint_and_always_the_same(make_config):
-    loader, _ = utils.get_dataloaders(make_config("full", batch_size=10))
+@pytest.mark.parametrize("content", [None, "a,b\n1,2\n", "TestID\nfrog\n"])
+def test_a_list_of_near_duplicates_that_is_none_is_refused_before_the_training(
+    content, call, tmp_path, capsys
+):
+    if content:
+        (tmp_path / "near.csv").write_text(content)
+    with pytest.raises(SystemExit):
+        call(record, *TRAINED, "--near-duplicates", "near.csv")
+    assert "TestID" in capsys.readouterr().err
+    assert utils.train.call_count == 0
+
+
+@pytest.fixture
+def halves(make_config):
+    """Two splits of the same 100 training images, whose first pixels are their numbers."""
+    config = make_config("full", batch_size=10)
+    loader, _ = utils.get_dataloaders(config)
     loader.dataset.images[:, 0, 0, 0] = torch.arange(100)
-    (kept, others), (_, again) = (sweep.split(loader, make_config("full")) for _ in range(2))
-    numbers = [part.dataset.images[:, 0, 0, 0].tolist() for part in (kept, others)]
-    assert sorted(numbers[0] + numbers[1]) == list(range(100))
-    assert others.dataset.labels.bincount().tolist() == [1] * 10
-    first, second = (torch.cat([images for images, _ in part]) for part in (others, again))
-    assert torch.equal(first, second), "the same images, and not augmented"
+    return common.split(loader, config), common.split(loader, config)
 
 
-def test_half_size_and_the_lr_finder_reach_the_training(call):
-    (row,) = call(sweep, "half_size=true", "lr_finder_steps=20", *TRAINED[:2], "--seeds=1")
-    assert utils.choose_peak(*row["finder"].values())[0] == row["max_lr"]
-    (model, loader, *_), seen = utils.train.call_args.args, []
-    model[0].register_forward_pre_hook(lambda _, images: seen.append(images[0].shape[-1]))
+def test_the_split_uses_every_image_once(halves):
+    (kept, held_out), _ = halves
+    numbers = torch.cat([part.dataset.images[:, 0, 0, 0] for part in (kept, held_out)])
+    assert sorted(numbers.tolist()) == list(range(100))
+
+
+def test_the_split_holds_out_a_tenth_of_each_class(halves):
+    (_, held_out), _ = halves
+    assert held_out.dataset.labels.bincount().tolist() == [1] * 10
+
+
+def test_the_held_out_images_are_always_the_same_and_not_augmented(halves):
+    (_, first), (_, second) = halves
+    first_images = torch.cat([images for images, _ in first])
+    second_images = torch.cat([images for images, _ in second])
+    assert torch.equal(first_images, second_images)
+
+
+def test_half_size_reaches_the_network(call):
+    call(sweep, "half_size=true", *TRAINED, "--seeds=1")
+    model, loader = utils.train.call_args.args[:2]
+    seen = []
+    model[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
     model(next(iter(loader))[0])
     assert seen == [16]
 
 
-def test_a_run_replaces_the_record_or_is_added(call, tmp_path, capsys):
-    common.add_row("record", {"settings": {"epochs": 9}, "seed": 5, "accuracy": 9.5})
-    for i, changes in enumerate(({}, {"seed": 1}, {"seed": 1}, {"momentum": 0.7})):
-        save_run(tmp_path / f"run{i}", mean=(0.5, 0.5, 0.5), **changes)
-    (row,) = call(report, "run0")
-    assert (row["accuracy"], row["settings"], row["seed"]) == (1 + 19 / 7, {"mean": [0.5] * 3}, 0)
-    assert "seed 5 with 9.50 %" in capsys.readouterr().out
-    common.add_row("record", {**row, "settings": {"momentum": 0.8}, "seed": 1})
-    logs = [{**row, "history": {"seconds": [1]}}, row], [row]  # the first is without tests
-    assert len({report.get_blocks({"record": rows})["log"] for rows in logs}) == 1
-    blocks = report.get_blocks({"record": [{**logs[0][0], "settings": {}}, row]})
-    assert "default settings" in blocks["headline"]
-    assert "| 20 |" not in blocks["log"], "it is not that of other settings"
-    rows = [call(report, f"run{i}", "--add") for i in (1, 2)][-1]
-    assert [(row["seed"], "mean" in row["settings"]) for row in rows] == [(0, 1), (1, 0), (1, 1)]
-    with pytest.raises(SystemExit, match="other settings"):
-        call(report, "run3", "--add")
-    call(report, "run3", "--check")
-    assert common.read_results()["record"] == rows, "it only compares"
-    capsys.readouterr()
-    assert Path("images", "history.png").read_text() == "run0"
-    text = Path("README.md").read_text()
-    assert "standard deviation of 2 seeds" in text
-    for own, status in ((text, 0), (text.replace("| 2 |", "| 3 |", 1), 1)):
-        Path("README.md").write_text(own)
-        call(report, "--check")
-        assert call.status == capsys.readouterr().out.count("README.md: log differs") == status
-    torch.save({**torch.load("run0/checkpoint.pt"), "model": {}}, "run0/checkpoint.pt")
-    assert call(report, "run0")[0]["settings"] == {"mean": [0.5] * 3, "network": "not ResNet18"}
+def test_without_max_lr_the_peak_is_that_of_the_curve_in_the_row(call):
+    call(sweep, "lr_finder_steps=20", *TRAINED[:2], "--seeds=1")
+    (row,) = read_rows("sweep")
+    peak, _ = utils.choose_peak(row["finder"]["lr"], row["finder"]["loss"])
+    assert row["max_lr"] == peak
+    assert utils.range_test.call_count == 1
 
 
-def test_report_refuses_what_is_no_result(call, tmp_path, capsys):
-    partial_runs = {"profile": "quick"}, {"dataset": "mine"}, {"train_images": 60}
-    cases = [(changes, "not of a run on all") for changes in partial_runs]
-    cases += [(None, "missing"), ({"epochs": 30}, "10 of 30"), ({"train_images": "all"}, "damaged")]
-    for i, (changes, words) in enumerate(cases):
-        if changes:
-            save_run(tmp_path / f"run{i}", **changes)
-        with pytest.raises(SystemExit, match=rf"^[^\n]*{words}[^\n]*$"):
-            call(report, f"run{i}")
-        told = capsys.readouterr()
-        assert (told.out, told.err, common.read_results()) == ("", "", {})
-    assert not list(Path("images").iterdir())
-    assert Path("README.md").read_text() == BLOCKS
+def test_a_run_that_goes_on_does_not_search_its_peak_again(call):
+    utils.train.side_effect = [DEFAULT, KeyboardInterrupt]
+    with pytest.raises(KeyboardInterrupt):
+        call(sweep, "lr_finder_steps=20", *TRAINED[:2], "--seeds=1")
+    utils.train.side_effect = None
+    call(sweep, "lr_finder_steps=20", *TRAINED[:2], "--seeds=1")
+    (row,) = read_rows("sweep")
+    assert row["finder"]["lr"]
+    assert utils.range_test.call_count == 1
 
 
-def test_the_sweep_is_drawn_and_tabled_with_its_best_peaks(call):
-    short = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0, "anneal_strategy": "cos"}
-    for lr, accuracy in {0.01: 70, 0.02: 75, 0.04: 72}.items():
-        row = {"max_lr": lr, "accuracy": accuracy}
-        for own in (short, {**short, "optimizer": "sgd"}, {"profile": "quick"}):
-            common.add_row("sweep", {**row, "settings": {**own, "max_lr": lr}})
-    common.add_row("finder", {"settings": short, "max_lr": 0.03})
-    with patch.object(report.plt, "close", wraps=report.plt.close) as close:
-        call(report)
-    (axis,) = close.call_args.args[0].axes
-    assert "Muon is best with a peak of 0.02 (75.0 %), SGD is best" in axis.get_title()
-    drawn = [list(line.get_data()[i]) for i, line in zip((1, 0, 1), axis.lines, strict=True)]
-    assert drawn == [[70, 75, 72], [0.03, 0.03], [70, 75, 72]], "Muon, the finder's peak, and SGD"
-    assert Path("images", "lr_sweep.png").stat().st_size > 10_000
-    name = "anneal strategy cos, cutout free fraction 0, epochs 5, half size"
-    assert f"| {name} | 0.02 (best of 3) | 75.00 % | 1 |" in Path("README.md").read_text()
+def test_a_run_that_diverges_is_noted_and_the_sweep_goes_on(call):
+    call(sweep, *TRAINED[:2], "max_lr=0.02,1e30,0.04", "--seeds=1")
+    first, second, third = read_rows("sweep")
+    assert second["diverged"] is True
+    assert "accuracy" not in second
+    assert "accuracy" in first
+    assert "accuracy" in third
+
+
+def test_a_run_without_a_peak_is_noted_too(call):
+    utils.range_test.side_effect = [([1, 2, 3], [4.0, 5.0, 6.0])]
+    call(sweep, *TRAINED[:2], "--seeds=1")
+    (row,) = read_rows("sweep")
+    assert row["diverged"] is True
+
+
+def test_a_run_that_diverged_is_not_tried_again(call):
+    for _ in range(2):
+        call(sweep, *TRAINED[:2], "max_lr=1e30", "--seeds=1")
+    assert len(read_rows("sweep")) == 1
+    assert utils.train.call_count <= 2, "the epochs of one run"
 
 
 def test_speed_replaces_its_rows(call, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", torchvision.datasets.cifar.CIFAR10)
-    monkeypatch.setattr(speed, "main", partial(speed.main, 100, 8))
-    rows = [call(speed) for _ in range(2)][-1]
+    for _ in range(2):
+        call(speed, "--images=100", "--batch-size=8")
+    rows = read_rows("speed")
     assert ["step" in row["what"] for row in rows] == [False, True]
     assert all(row["plain"] > 0 and row["ours"] > 0 for row in rows)
+    assert all("commit" in row for row in rows)
+
+
+# --- results.json ---------------------------------------------------------------------------------
+def add_rows(root, writer):
+    common.ROOT = root
+    for number in range(10):
+        common.add_row("sweep", {"writer": writer, "number": number})
+
+
+def test_several_writers_at_once_lose_no_rows(root):
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=add_rows, args=(root, i)) for i in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    found = [(row["writer"], row["number"]) for row in read_rows("sweep")]
+    assert sorted(found) == [(writer, number) for writer in range(3) for number in range(10)]
+    assert not list(root.glob("*.lock"))
+
+
+def test_a_lock_that_was_left_behind_is_named(root, monkeypatch):
+    monkeypatch.setattr(common, "LOCK_TIMEOUT", 0)
+    (root / "results.json.lock").touch()
+    with pytest.raises(SystemExit, match=r"results\.json\.lock"):
+        common.add_row("sweep", {})
+
+
+def test_every_row_stands_in_a_line(root):
+    for number in range(3):
+        common.add_row("sweep", {"number": number})
+    lines = (root / "results.json").read_text().splitlines()
+    assert [line.startswith('{"date"') for line in lines] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD\n{}\n=======\n", '{"sweep": [', "", b"\xff\xfe"])
+@pytest.mark.parametrize("script", [sweep, report])
+def test_a_damaged_results_json_is_named_in_one_sentence(content, script, call, root):
+    content = content if isinstance(content, bytes) else content.encode()
+    (root / "results.json").write_bytes(content)
+    with pytest.raises(SystemExit, match=r"^[^\n]*results\.json[^\n]*$"):
+        call(script)
+    assert (root / "results.json").read_bytes() == content
+
+
+def test_every_row_of_results_json_names_the_commit_of_its_code():
+    results = json.loads((ROOT / "results.json").read_text(encoding="utf-8"))
+    for rows in results.values():
+        for row in rows:
+            assert re.fullmatch(r"[0-9a-f]{7,}(\+changes)?", row["commit"] or "0000000"), row
+
+
+@pytest.mark.parametrize("script", [sweep, record])
+def test_new_rows_carry_the_commit_that_began_the_run(script, call, monkeypatch):
+    commits = ["abc1234+changes", "of files that changed in between"]
+    monkeypatch.setattr(utils, "get_commit", lambda: commits.pop(0) if commits else None)
+    call(script, *TRAINED, "--seeds=1")
+    (row,) = read_rows(script.__name__.removeprefix("benchmarks."))
+    assert row["commit"] == "abc1234+changes"
+
+
+# --- A run of the notebook ------------------------------------------------------------------------
+def change_checkpoint(folder, **changes):
+    """Give a saved run other parts of its checkpoint."""
+    path = folder / "checkpoint.pt"
+    torch.save({**torch.load(path), **changes}, path)
+
+
+def make_record_row(**changes):
+    """Return a row as record.py writes it, without tests of single epochs."""
+    row = {"settings": {}, "seed": 0, "max_lr": 0.03, "loss": 0.3, "accuracy": 94.0}
+    row |= {"test_images": 10_000, "machine": "M", "history": {"seconds": [1, 2, 3]}}
+    return row | changes
+
+
+def test_a_run_replaces_all_of_the_record(call, root, capsys):
+    common.add_row("record", {"settings": {"epochs": 9}, "seed": 5, "accuracy": 9.5})
+    save_run(root / "run", **MEAN)
+    call(report, "run")
+    (row,) = read_rows("record")
+    assert (row["settings"], row["seed"]) == (ROW_OF_MEAN, 0)
+    assert row["accuracy"] == 1 + 19 / 7, "that of the last epoch"
+    assert "seed 5 with 9.50 %" in capsys.readouterr().out
+
+
+def test_what_training_leaves_behind_becomes_a_row(call, root, make_config, monkeypatch):
+    monkeypatch.setattr(utils, "get_commit", lambda: "abc1234")
+    config = make_config("full", epochs=2, batch_size=50, seed=3, output_dir=root / "run")
+    model = make_network()
+    history = utils.fit_one_cycle(model, *utils.get_dataloaders(config), 0.02, config)
+    call(report, "run")
+    (row,) = read_rows("record")
+    assert row["settings"] == {"epochs": 2, "batch_size": 50, "network": "not ResNet18"}
+    assert row["seed"] == 3
+    assert row["commit"] == "abc1234"
+    assert row["accuracy"] == history["test_accuracy"][-1]
+
+    config = make_config("full", epochs=2, batch_size=50, seed=4, output_dir=root / "next")
+    utils.fit_one_cycle(model, *utils.get_dataloaders(config), 0.02, config)
+    with pytest.raises(SystemExit, match="trained before"):
+        call(report, "next")
+
+
+def test_add_joins_another_seed(call, root):
+    for seed in (0, 1):
+        save_run(root / f"run{seed}", seed=seed)
+        call(report, f"run{seed}", "--add")
+    assert [row["seed"] for row in read_rows("record")] == [0, 1]
+    assert "standard deviation of 2 seeds" in read_readme()
+
+
+def test_add_replaces_the_row_of_the_same_seed_and_settings_only(call, root):
+    common.add_row("record", make_record_row(settings=ROW_OF_MEAN, seed=1))
+    common.add_row("record", make_record_row(settings=ROW_OF_MEAN, seed=0))
+    common.add_row("record", make_record_row(settings={"momentum": 0.8}, seed=1))
+    save_run(root / "run", seed=1, **MEAN)
+    call(report, "run", "--add")
+    found = [(row["seed"], [*row["settings"]]) for row in read_rows("record")]
+    assert found == [(0, ["mean"]), (1, ["momentum"]), (1, ["mean"])]
+
+
+def test_add_leaves_the_figures_alone(call, root):
+    save_run(root / "run")
+    call(report, "run", "--add")
+    assert not list((root / "images").iterdir())
+
+
+def test_add_refuses_other_settings(call, root):
+    common.add_row("record", {"settings": {"momentum": 0.8}, "seed": 0})
+    save_run(root / "run")
+    with pytest.raises(SystemExit, match="other settings"):
+        call(report, "run", "--add")
+    assert len(read_rows("record")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"profile": "quick"}, "not of a run on all"),
+        ({"dataset": "mine"}, "not of a run on all"),
+        ({"train_images": 60}, "not of a run on all"),
+        ({"epochs": 30}, "10 of 30"),
+        ({"train_images": "all"}, "damaged"),
+        (None, "missing"),
+    ],
+)
+def test_report_refuses_what_is_no_result(changes, words, call, root, capsys):
+    if changes:
+        save_run(root / "run", **changes)
+    with pytest.raises(SystemExit, match=rf"^[^\n]*{words}[^\n]*$"):
+        call(report, "run")
+    assert capsys.readouterr().out == ""
+    assert common.read_results() == {}
+    assert not list((root / "images").iterdir())
+    assert read_readme() == BLOCKS
+
+
+@pytest.mark.parametrize("option", [[], ["--add"]])
+def test_a_model_that_was_trained_before_is_no_seed(option, call, root):
+    save_run(root / "run")
+    change_checkpoint(root / "run", trained_before=True)
+    with pytest.raises(SystemExit, match=r"^[^\n]*trained before[^\n]*$"):
+        call(report, "run", *option)
+    assert common.read_results() == {}
+
+
+def test_the_row_of_a_run_has_the_commit_of_its_checkpoint(call, root):
+    save_run(root / "run")
+    change_checkpoint(root / "run", commit="abc1234+changes", trained_before=False)
+    call(report, "run")
+    (row,) = read_rows("record")
+    assert row["commit"] == "abc1234+changes"
+
+
+def test_a_checkpoint_of_older_code_is_taken_without_a_commit(call, root):
+    save_run(root / "run")
+    state = torch.load(root / "run" / "checkpoint.pt")
+    state.pop("commit", None)
+    state.pop("trained_before", None)
+    torch.save(state, root / "run" / "checkpoint.pt")
+    call(report, "run")
+    (row,) = read_rows("record")
+    assert row["commit"] is None
+
+
+def test_a_run_of_another_network_is_told(call, root):
+    save_run(root / "run")
+    change_checkpoint(root / "run", model={})
+    call(report, "run")
+    assert read_rows("record")[0]["settings"] == {"network": "not ResNet18"}
+
+
+BEFORE = ("samples.png", "lr_finder.png")  # drawn before the training
+AFTER = ("history.png", "confusion_matrix.png", "misclassified.png", "gradcam.png")
+
+
+def write(path, text, seconds):
+    """Write a file that was changed so many seconds after the beginning of time."""
+    path.write_text(text)
+    os.utime(path, (seconds, seconds))
+
+
+@pytest.fixture
+def run_folder(root):
+    """A finished run with all its figures, after an earlier run; images/ has other figures."""
+    folder = root / "run"
+    save_run(folder)
+    os.utime(folder / "checkpoint.pt", (300, 300))
+    write(folder / "checkpoint-previous-1.pt", "", 100)
+    for name in BEFORE:
+        write(folder / name, "new", 200)
+    for name in AFTER:
+        write(folder / name, "new", 400)
+    for name in (*BEFORE, *AFTER, "lr_sweep.png"):
+        write(root / "images" / name, "old", 500)
+    return folder
+
+
+def get_replaced(root):
+    """Return the names of the figures in images/ that are the run's."""
+    return {path.name for path in (root / "images").iterdir() if path.read_text() == "new"}
+
+
+def test_the_figures_of_a_run_replace_those_of_the_record(call, root, run_folder, capsys):
+    call(report, "run")
+    assert get_replaced(root) == {*BEFORE, *AFTER}
+    assert "Not replaced" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*BEFORE, *AFTER])
+def test_a_figure_that_the_run_did_not_draw_is_named(name, call, root, run_folder, capsys):
+    (run_folder / name).unlink()
+    call(report, "run")
+    (told,) = re.findall("Not replaced.*", capsys.readouterr().out)
+    assert name in told
+    assert get_replaced(root) == {*BEFORE, *AFTER} - {name}
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"), [*((n, 50) for n in BEFORE), *((n, 250) for n in AFTER)]
+)
+def test_a_figure_of_the_run_before_is_named_and_not_copied(
+    name, seconds, call, root, run_folder, capsys
+):
+    write(run_folder / name, "new", seconds)
+    call(report, "run")
+    (told,) = re.findall("Not replaced.*", capsys.readouterr().out)
+    assert name in told
+    assert get_replaced(root) == {*BEFORE, *AFTER} - {name}
+
+
+# --- The README -----------------------------------------------------------------------------------
+def test_headline_is_about_the_plainest_settings():
+    rows = [make_record_row(settings={"momentum": 0.8}, accuracy=99.0), make_record_row()]
+    headline = report.get_blocks({"record": rows})["headline"]
+    assert "94.00 %" in headline
+    assert "default settings" in headline
+
+
+def test_the_log_is_of_a_run_that_was_tested_every_epoch(root):
+    save_run(root / "run")
+    tested = report.read_run(root / "run")
+    blocks = report.get_blocks({"record": [make_record_row(), {**tested, "seed": 1}]})
+    assert "| 20 | 3.714 | 3.714 | 3.714 |" in blocks["log"]
+
+
+def test_the_log_is_not_that_of_other_settings(root):
+    save_run(root / "run", momentum=0.8)
+    tested = report.read_run(root / "run")
+    blocks = report.get_blocks({"record": [make_record_row(), tested]})
+    assert "| 20 |" not in blocks["log"]
+
+
+def test_check_writes_nothing(call, root):
+    save_run(root / "run")
+    call(report, "run", "--check")
+    assert common.read_results() == {}
+    assert read_readme() == BLOCKS
+
+
+@pytest.mark.parametrize(("old", "new", "status"), [("", "", 0), ("| 2 |", "| 3 |", 1)])
+def test_check_compares_the_tables_with_results(old, new, status, call, root, capsys):
+    save_run(root / "run")
+    call(report, "run")
+    (root / "README.md").write_text(read_readme().replace(old, new, 1), encoding="utf-8")
+    capsys.readouterr()
+    assert call(report, "--check") == status
+    assert ("log differs" in capsys.readouterr().out) == bool(status)
+
+
+@pytest.mark.parametrize("mark", ["begin", "end"])
+@pytest.mark.parametrize("block", ["headline", "results", "log", "speed"])
+def test_a_missing_mark_is_named(mark, block, call, root, capsys):
+    call(report)
+    text = read_readme().replace(f"<!-- {mark}: {block} -->\n", "")
+    (root / "README.md").write_text(text, encoding="utf-8")
+    common.add_row("record", make_record_row())
+    capsys.readouterr()
+
+    assert call(report, "--check") == 1
+    assert f"<!-- {mark}: {block} -->" in capsys.readouterr().out
+    call(report)
+    assert f"<!-- {mark}: {block} -->" in capsys.readouterr().out
+    others = {"headline": "94.00 %", "results": "0.3000"}
+    others.pop(block, None)
+    assert all(words in read_readme() for words in others.values()), "the others are written"
+
+
+@pytest.mark.parametrize("block", ["headline", "results", "log"])
+def test_a_block_that_the_readme_must_have_is_missed(block, call, root, capsys):
+    call(report)
+    text = re.sub(f"(?s)<!-- begin: {block} -->.*<!-- end: {block} -->\n", "", read_readme())
+    (root / "README.md").write_text(text, encoding="utf-8")
+    capsys.readouterr()
+    assert call(report, "--check") == 1
+    assert block in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", ["settings", "speed"])
+def test_the_readme_may_do_without_the_other_tables(block, call, root):
+    call(report)
+    text = re.sub(f"(?s)<!-- begin: {block} -->.*<!-- end: {block} -->\n", "", read_readme())
+    (root / "README.md").write_text(text, encoding="utf-8")
+    assert call(report, "--check") == 0
+
+
+def test_marks_in_a_wrong_order_lose_no_text(call, root, capsys):
+    text = BLOCKS.replace("<!-- end: headline -->\n", "") + "Mine.\n<!-- end: headline -->\n"
+    (root / "README.md").write_text(text, encoding="utf-8")
+    call(report)
+    assert "headline" in capsys.readouterr().out
+    assert "<!-- begin: results -->" in read_readme()
+
+
+@pytest.fixture
+def short_sweep():
+    """Add short runs with three peaks for both optimizers, and a peak of the LR finder."""
+    for lr, accuracy in {0.01: 70, 0.02: 75, 0.04: 72}.items():
+        for own in ({}, {"optimizer": "sgd"}):
+            settings = {**SHORT, **own, "max_lr": lr}
+            common.add_row("sweep", {"settings": settings, "max_lr": lr, "accuracy": accuracy})
+    common.add_row("finder", {"settings": SHORT, "max_lr": 0.03})
+
+
+def draw(call):
+    """Run report.py, and return the axis of the figure that it draws."""
+    with patch.object(report.plt, "close", wraps=report.plt.close) as close:
+        call(report)
+    (axis,) = close.call_args.args[0].axes
+    return axis
+
+
+def test_the_sweep_is_drawn_for_both_optimizers_with_the_finders_peak(call, root, short_sweep):
+    axis = draw(call)
+    assert "Muon is best with a peak of 0.02 (75.0 %), SGD is best" in axis.get_title()
+    muon, peak, sgd = axis.lines
+    assert list(muon.get_ydata()) == [70, 75, 72]
+    assert list(sgd.get_ydata()) == [70, 75, 72]
+    assert list(peak.get_xdata()) == [0.03, 0.03]
+    assert (root / "images" / "lr_sweep.png").stat().st_size > 10_000
+
+
+def test_each_setting_of_the_sweep_is_tabled_with_its_best_peak(call, short_sweep):
+    call(report)
+    name = "anneal strategy cos, cutout free fraction 0, epochs 5, half size"
+    assert f"| {name} | 0.02 (best of 3) | 75.00 % | 1 |" in read_readme()
+
+
+def test_a_run_that_diverged_is_in_neither_table_nor_figure(call, short_sweep):
+    common.add_row("sweep", {"settings": {**SHORT, "max_lr": 1e30}, "seed": 0, "diverged": True})
+    common.add_row("sweep", {"settings": SHORT, "seed": 0, "diverged": True})
+    axis = draw(call)
+    assert list(axis.lines[0].get_xdata()) == [0.01, 0.02, 0.04]
+    assert "best of 3" in read_readme()
+
+
+# --- The owner ------------------------------------------------------------------------------------
+BADGES = """\
+[![Colab](https://colab.research.google.com/assets/colab-badge.svg)]\
+(https://colab.research.google.com/github/OWNER/TSAI-S11/blob/main/S11.ipynb)
+[![Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]\
+(https://kaggle.com/kernels/welcome?src=https://github.com/OWNER/TSAI-S11/blob/main/S11.ipynb)
+"""
+STEP = """\
+<!-- begin: owner -->
+0. Run `owner.py ACCOUNT`.
+<!-- end: owner -->
+"""
+TEXT = """\
+Clone it: `git clone https://github.com/OWNER/TSAI-S11.git`, or git@github.com:OWNER/TSAI-S11.git.
+Ask on https://github.com/OWNER/TSAI-S11/issues, or read https://github.com/OWNER/TSAI-S11.
+"""
+OTHERS = """\
+https://github.com/KellerJordan/cifar10-zoo and https://github.com/actions/checkout
+https://github.com/OWNER/TSAI-S110 https://github.com/OWNER/TSAI-S11.js
+https://github.com/OWNER/TSAI-S11-notes https://github.com/CO-OWNER/TSAI-S11
+https://github.com/OWNER/TSAI-S12/blob/main/S12.ipynb https://github.com/OWNER/TSAI-S11.git-notes
+"""
+CELL = '''REPO_URL = "https://github.com/OWNER/TSAI-S11"
+assert "/OWNER/" not in REPO_URL, "Put the repository's owner into REPO_URL."'''
+
+
+@pytest.fixture
+def owner(root):
+    """Return a function that runs owner.py, with nothing but Python, in a small repository."""
+    (root / "benchmarks").mkdir()
+    for name in ("__init__.py", "owner.py"):
+        text = (ROOT / "benchmarks" / name).read_text(encoding="utf-8")
+        (root / "benchmarks" / name).write_text(text, encoding="utf-8")
+    (root / "README.md").write_text(BADGES + STEP + TEXT + OTHERS, encoding="utf-8")
+    notebook = {"cells": [{"source": [BADGES]}, {"source": [CELL]}]}
+    (root / "S11.ipynb").write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+
+    def run(*arguments, script=("benchmarks/owner.py",)):
+        command = [sys.executable, "-S", *script, *arguments]  # -S: without installed packages
+        return subprocess.run(command, cwd=root, capture_output=True, text=True)
+
+    return run
+
+
+def read_addresses(root):
+    """Return README and notebook, without what must stay as it is in any case."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    notebook = json.loads((root / "S11.ipynb").read_text(encoding="utf-8"))
+    cells = "".join("".join(cell["source"]) for cell in notebook["cells"])
+    assert readme.endswith(OTHERS), "addresses of others"
+    assert '"/OWNER/" not in REPO_URL' in cells, "what the setup cell looks for"
+    return readme.removesuffix(OTHERS) + cells.replace('"/OWNER/"', "")
+
+
+def fill_in(account, repository="TSAI-S11"):
+    """Return what read_addresses is to return for an owner."""
+    text = BADGES + TEXT + BADGES + CELL.replace('"/OWNER/"', "")
+    return text.replace("OWNER/TSAI-S11", f"{account}/{repository}")
+
+
+@pytest.mark.parametrize("script", [("benchmarks/owner.py",), ("-m", "benchmarks.owner")])
+def test_one_command_fills_in_the_owner_everywhere(script, owner, root):
+    assert owner("ada", script=script).returncode == 0
+    assert read_addresses(root) == fill_in("ada")
+
+
+@pytest.mark.parametrize("account", ["ada", "Ada", "grace-hopper", "OWNER", "1-2"])
+def test_a_published_copy_gets_its_next_owner(account, owner, root):
+    owner("ada")
+    assert owner(account).returncode == 0
+    assert read_addresses(root) == fill_in(account)
+
+
+def test_a_renamed_repository_is_filled_in_and_kept(owner, root):
+    owner("ada", "--repository", "cifar.10_net")
+    assert read_addresses(root) == fill_in("ada", "cifar.10_net")
+    owner("bob")
+    assert read_addresses(root) == fill_in("bob", "cifar.10_net")
+
+
+@pytest.mark.parametrize(
+    ("origin", "repository"),
+    [
+        ("https://github.com/ada/My-S11.git", "My-S11"),
+        ("git@github.com:Ada/My-S11.git", "My-S11"),
+        ("https://github.com/bob/My-S11", "TSAI-S11"),  # another account's
+        ("https://gitlab.com/ada/My-S11", "TSAI-S11"),
+    ],
+)
+def test_a_clone_knows_its_repository(origin, repository, owner, root):
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    subprocess.run(["git", "remote", "add", "origin", origin], cwd=root, check=True)
+    owner("ada")
+    assert read_addresses(root) == fill_in("ada", repository)
+
+
+def test_a_notebook_of_another_owner_than_the_readme_is_filled_in(owner, root):
+    text = (root / "S11.ipynb").read_text(encoding="utf-8")
+    text = text.replace("OWNER/TSAI-S11", "grace/S11-colab")
+    (root / "S11.ipynb").write_text(text, encoding="utf-8")
+    owner("ada")
+    assert read_addresses(root) == fill_in("ada")
+
+
+def test_ends_of_lines_stay_as_they_are(owner, root):
+    text = read_readme().replace("\n", "\r\n")
+    (root / "README.md").write_bytes(text.encode())
+    owner("ada")
+    lines = (root / "README.md").read_bytes().split(b"\n")
+    assert all(line.endswith(b"\r") for line in lines[:-1])
+    assert b"begin: owner" not in b"".join(lines)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--repository", "S11"],
+        ["ada", "bob"],
+        ["a b"],
+        ["ada/"],
+        ["https://github.com/ada"],
+        ["\u00e4da"],
+        ["ada\n"],
+        ["ada", "--repository", "a/b"],
+        ["ada", "--repository", ".."],
+    ],
+)
+def test_what_is_no_account_changes_nothing(arguments, owner, root):
+    before = read_readme()
+    done = owner(*arguments)
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+    assert read_readme() == before
+
+
+def test_help_of_the_owner_changes_nothing(owner):
+    before = read_readme()
+    assert owner("--help").returncode == 0
+    assert read_readme() == before
+
+
+def test_the_real_addresses_are_all_filled_in(owner, root):
+    for name in ("README.md", "S11.ipynb"):
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    owner("ada-lovelace", "--repository", "S11-of-ada")
+    for name in ("README.md", "S11.ipynb"):
+        text = (root / name).read_text(encoding="utf-8")
+        owners = re.findall(r"github(?:\.com)?/([^/]+/[^/]+)/blob/main/S11\.ipynb", text)
+        assert set(owners) == {"ada-lovelace/S11-of-ada"}
+        assert "begin: owner" not in text
+    assert 'REPO_URL = \\"https://github.com/ada-lovelace/S11-of-ada\\"' in text
+    assert '\\"/OWNER/\\"' in text, "the setup cell looks for it"
