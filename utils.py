@@ -1,16 +1,19 @@
 """Train ResNet18 on CIFAR-10 with an LR finder and OneCycle, and see what it looks at.
 
 Read it from top to bottom, in the order in which the data flows:
-    1. Configuration   Config, get_config
+    1. Configuration   Config, get_config; device, precision and folders
     2. Data            RandomCrop, RandomHorizontalFlip, CutOut, make_loader, get_dataloaders
-    3. Optimizer       MuonSGD, get_optimizer
-    4. Training        show_summary, train, test, fit_one_cycle
-    5. Learning rate   find_lr
-    6. Plots           plot_samples, plot_history, plot_confusion_matrix
-    7. Explanation     get_misclassified, plot_misclassified, plot_gradcam
+    3. Model           forward, predict, show_summary, get_map_size
+    4. Optimizer       MuonSGD, get_optimizer
+    5. Training        train, test, fit_one_cycle
+    6. Saved runs      checkpoint.pt, history.json, model.pt, and what tells one run from another
+    7. Learning rate   range_test, choose_peak, find_lr
+    8. Figures         plot_samples, plot_history, plot_confusion_matrix, plot_misclassified,
+                       plot_gradcam, plot_prediction, plot_comparison
 """
 
 import copy
+import hashlib
 import io
 import itertools
 import json
@@ -18,17 +21,18 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import sys
-import tempfile
 import textwrap
 import time
+import uuid
 import warnings
-from collections import namedtuple
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -38,36 +42,43 @@ import torch.nn.functional as F
 import torchinfo
 import torchvision
 from IPython import display, get_ipython
+from PIL import Image, ImageOps
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from scipy.ndimage import gaussian_filter1d
 from sklearn import datasets, metrics, model_selection
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from tqdm import tqdm
 
-with warnings.catch_warnings():  # it imports tqdm's widgets, which warn that they are experimental
-    warnings.simplefilter("ignore")
-    from torch_lr_finder import LRFinder, lr_finder
-
-
-def progress_bar(*args, **options) -> tqdm:
-    """Return a bar of plain text, since GitHub shows no widgets, and on stdout, not in red."""
-    return tqdm(*args, file=sys.stdout, mininterval=1, **options)
-
-
-lr_finder.tqdm = progress_bar  # where torch-lr-finder would draw a widget
-
 # --- 1. Configuration: every number that shapes a run ---------------------------------------------
+DATASETS = {
+    "CIFAR-10": {
+        "classes": (
+            "airplane", "automobile", "bird", "cat", "deer",
+            "dog", "frog", "horse", "ship", "truck",
+        ),
+        "mean": (0.4914, 0.4822, 0.4465),  # of all training pixels, white being 1
+        "std": (0.2470, 0.2435, 0.2616),
+    },
+    "handwritten digits": {
+        "classes": tuple("0123456789"),
+        "mean": (0.304, 0.304, 0.304),
+        "std": (0.3232, 0.3232, 0.3232),
+    },
+}  # fmt: skip
+
 PROFILES = {
     "full": {},  # the defaults of Config
     "quick": {
-        "dataset": "handwritten digits", "classes": tuple("0123456789"),
-        "mean": (0.304, 0.304, 0.304), "std": (0.3232, 0.3232, 0.3232),
-        "epochs": 3, "batch_size": 32, "train_images": 1024, "lr_finder_steps": 30,
+        "dataset": "handwritten digits",
+        "epochs": 3,
+        "batch_size": 32,
+        "train_images": 1024,
+        "lr_finder_steps": 30,
         "cutout_size": 8,  # 16 would hide most of a digit
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -77,13 +88,12 @@ class Config:
     profile: str
     device: torch.device
     data_dir: Path
-    output_dir: Path  # figures, history and checkpoint: every experiment needs a folder of its own
+    output_dir: Path  # figures, history and weights: every experiment needs a folder of its own
     dataset: str = "CIFAR-10"
-    classes: tuple = (
-        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-    )  # fmt: skip
-    mean: tuple = (0.4914, 0.4822, 0.4465)  # of all training pixels, white being 1
-    std: tuple = (0.2470, 0.2435, 0.2616)
+    classes: tuple = DATASETS["CIFAR-10"]["classes"]
+    mean: tuple = DATASETS["CIFAR-10"]["mean"]
+    std: tuple = DATASETS["CIFAR-10"]["std"]
+    image_size: int = 32  # height and width, in pixels
     seed: int = 0
     epochs: int = 20
     batch_size: int = 512
@@ -98,108 +108,241 @@ class Config:
     warmup_fraction: float = 0.2  # of all steps: max_lr / 25 up to max_lr; then down to almost 0
     anneal_strategy: str = "linear"  # the way OneCycleLR climbs and comes down; or "cos"
     lr_finder_steps: int = 100
+    precision: str | None = None  # "float32" turns mixed precision off
     resume: bool = True  # go on from the checkpoint in output_dir; False: start over
 
     def __post_init__(self):
-        limits = {"crop_padding": (0, 31), "cutout_size": (0, 31), "seed": (0, math.inf)}
-        limits["lr_finder_steps"] = (20, math.inf)  # and others: from 1 on
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            low, high = limits.get(name, (1, math.inf))
-            if field.type is float and not (type(value) in (int, float) and 0 <= value < 1):
-                raise ValueError(f"{name} is {value!r}, but must be a number from 0 to below 1.")
-            is_whole = type(value) is int and low <= value <= high
-            if field.type in (int, int | None) and value is not field.default and not is_whole:
-                raise ValueError(f"{name} is {value!r}: choose a whole number, {low} to {high}.")
-        words = {"optimizer": ("muon", "sgd"), "anneal_strategy": ("linear", "cos")}
-        for name, choices in {**words, "resume": (True, False)}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be in {choices}.")
-        if (np.shape(self.mean), np.shape(self.std)) != ((3,), (3,)) or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean}, std {self.std}: choose 3 numbers, std above 0.")
+        limits = {  # from the first number on, and below the second
+            "image_size": (int, 1, math.inf),
+            "seed": (int, 0, 2**63),
+            "epochs": (int, 1, math.inf),
+            "batch_size": (int, 1, math.inf),
+            "train_images": (int, 1, math.inf),
+            "crop_padding": (int, 0, self.image_size),
+            "cutout_size": (int, 0, self.image_size),
+            "cutout_free_fraction": (float, 0, 1),
+            "label_smoothing": (float, 0, 1),
+            "momentum": (float, 0, 1),
+            "weight_decay": (float, 0, 1),
+            "warmup_fraction": (float, 0, 1),
+            "lr_finder_steps": (int, 20, math.inf),
+        }
+        for name, (kind, least, end) in limits.items():
+            value = getattr(self, name)
+            if name == "train_images" and value is None:
+                continue
+            if type(value) not in (int, kind) or not least <= value < end:
+                number = "a whole number" if kind is int else "a number"
+                raise ValueError(
+                    f"{name} is {value!r}: choose {number} from {least} to below {end}."
+                )
+
+        choices = {
+            "optimizer": ("muon", "sgd"),
+            "anneal_strategy": ("linear", "cos"),
+            "precision": (None, "float32"),
+            "resume": (True, False),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}, but must be one of {allowed}.")
+
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            in_range = [type(v) in (int, float) and 0 <= v <= 1 for v in values]
+            if in_range != [True] * 3 or (name == "std" and min(values) == 0):
+                raise ValueError(
+                    f"{name} is {values}: choose 3 numbers from 0 to 1, white being 1, std above 0."
+                )
+        if self.dataset in DATASETS and self.image_size != 32:
+            raise ValueError(
+                f"image_size is {self.image_size}, but the images of {self.dataset} are 32 x 32: "
+                "leave it out, or take images of your own with make_loader."
+            )
 
     @property
     def caveat(self) -> str:
         """What every figure must say of this run; nothing if it is the real one."""
+        notes = []
         if self.profile == "quick":
-            return f"quick profile: {self.dataset}, not CIFAR-10"
-        is_part = (self.train_images or math.inf) < 50_000  # CIFAR-10 has no more
-        return f"trained on {self.train_images:,} images only" if is_part else ""
+            notes.append("quick profile")
+        if self.dataset == "handwritten digits":
+            notes.append(f"{self.dataset}, not CIFAR-10")
+        elif self.dataset == "CIFAR-10" and (self.train_images or 50_000) < 50_000:
+            notes.append(f"trained on {self.train_images:,} images only")
+        return ": ".join(notes)
 
 
 def get_config(profile: str | None = None, **overrides) -> Config:
-    """Choose a profile, apply overrides, seed PyTorch, and say what will run on what.
+    """Choose a profile, apply overrides, look at what lies in output_dir, and seed PyTorch.
     profile: "full" (CIFAR-10) or "quick" (scikit-learn's digits); without it, S11_PROFILE decides,
     or whether there is a GPU. overrides: fields of Config; None means the profile's own value.
-    S11_DATA_DIR and S11_OUTPUT_DIR move the two folders."""
-    device = find_device()
+    A dataset of ours brings its classes, mean and std. S11_DATA_DIR and S11_OUTPUT_DIR move the two
+    folders. Raises ValueError for a bad value, and if another run lies in output_dir."""
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    device = torch.device(overrides.get("device") or find_device())
     default = "quick" if device.type == "cpu" else "full"
-    profile = profile or os.environ.get("S11_PROFILE") or default
+    profile = profile or read_variable("S11_PROFILE") or default
     if profile not in PROFILES:
         raise ValueError(f"There is no profile {profile!r}: choose 'full' or 'quick'.")
-    settings = {"profile": profile, "device": device, **PROFILES[profile]}
-    settings["data_dir"] = os.environ.get("S11_DATA_DIR") or "data"
-    settings["output_dir"] = os.environ.get("S11_OUTPUT_DIR") or f"outputs/{profile}"
-    settings |= {name: value for name, value in overrides.items() if value is not None}
+
+    settings = {
+        "data_dir": read_variable("S11_DATA_DIR") or "data",
+        "output_dir": read_variable("S11_OUTPUT_DIR") or f"outputs/{profile}",
+        **PROFILES[profile],
+        **overrides,
+        "profile": profile,
+        "device": device,
+    }
+    dataset = settings.get("dataset", Config.dataset)
+    if dataset in DATASETS:
+        settings = {**DATASETS[dataset], **settings}
+    elif not {"classes", "mean", "std"} <= settings.keys():
+        raise ValueError(f"{dataset!r} is your own dataset: give its classes, mean and std, too.")
+
+    for name in ("data_dir", "output_dir"):
+        settings[name] = find_folder(settings[name])
+    for name in ("classes", "mean", "std"):
+        settings[name] = tuple(np.ravel(settings[name]).tolist())
     for name, value in settings.items():
-        if name in ("data_dir", "output_dir"):
-            settings[name] = find_folder(value)
-        elif name in ("classes", "mean", "std"):
-            settings[name] = tuple(np.ravel(value).tolist())
-        elif isinstance(value, np.generic):  # a checkpoint with NumPy's numbers would not load
+        if isinstance(value, np.generic):  # a checkpoint with NumPy's numbers would not load
             settings[name] = value.item()
-    config = Config(**{**settings, "device": torch.device(settings["device"])})
+
+    config = Config(**settings)
+    refuse_other_run(get_settings(config), read_run(config.output_dir), config)
     torch.manual_seed(config.seed)
-    if config.profile == "quick":
-        print("*** QUICK PROFILE: handwritten digits, NOT CIFAR-10. The numbers are no result. ***")
-        print("The real run starts by itself where there is a GPU, or with S11_PROFILE=full.")
-    elif device.type == "cpu" and not config.caveat:
-        print(f"There is no GPU: on a CPU, {config.epochs} epochs may take many hours.")
-    if "google.colab" in sys.modules and device.type == "cpu":
-        print("This Colab has no GPU: Runtime > Change runtime type > T4 GPU, then run all again.")
-    what = f"{config.dataset}, {config.epochs} epochs, batches of {config.batch_size}"
-    print(f"{what}, on {describe_machine(config.device)}")
+    announce(config)
     return config
 
 
-def find_device() -> torch.device:
-    """Return the accelerator, or the CPU if there is none, or none that this PyTorch can use."""
-    if not torch.accelerator.is_available():
-        return torch.device("cpu")
-    device = torch.accelerator.current_accelerator()
-    if device.type != "cuda":
-        return device
-    able = torch.cuda.get_device_capability(device)
-    codes = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
-    # Machine code (sm) runs within its major version, and what is compiled (compute) from it on.
-    codes = [(kind, (int(major), int(minor))) for kind, major, minor in codes]
-    if codes and not any(v <= able and (kind == "compute" or v[0] == able[0]) for kind, v in codes):
-        print(f"This PyTorch cannot use the {torch.cuda.get_device_name(device)}: choose a T4 (on")
-        print("Kaggle: Settings > Accelerator > GPU T4 x2). Until then, the CPU does the work.")
-        return torch.device("cpu")
-    if torch.cuda.device_count() > 1:
-        print(f"There are {torch.cuda.device_count()} GPUs: one of them is used.")
-    return device
+def announce(config: Config):
+    """Print what will run on what, and how far the run in output_dir has come."""
+    if config.profile == "quick":
+        data = "a short run" if config.dataset == "CIFAR-10" else f"{config.dataset}, NOT CIFAR-10"
+        print(f"*** QUICK PROFILE: {data}. The numbers are no result. ***")
+        print("The real run starts by itself where there is a GPU, or with S11_PROFILE=full.")
+    elif config.device.type == "cpu" and not config.caveat:
+        print(f"There is no GPU: on a CPU, {config.epochs} epochs may take many hours.")
+    if "google.colab" in sys.modules and config.device.type == "cpu":
+        print("This Colab has no GPU: Runtime > Change runtime type > T4 GPU, then run all again.")
+    what = f"{config.dataset}, {config.epochs} epochs, batches of {config.batch_size}"
+    print(f"{what}, on {describe_machine(config)}")
+
+    saved = read_run(config.output_dir)
+    if saved is None or not config.resume or not (config.output_dir / "checkpoint.pt").exists():
+        return
+    done = len(saved["history"]["seconds"])
+    if done < config.epochs:
+        print(f"{done} of {config.epochs} epochs are done: training goes on with epoch {done + 1}.")
+    else:
+        print(f"This run is finished: it lies in {shorten(config.output_dir)}, and is loaded.")
+        print("To train again, choose another output_dir or resume=False.")
+
+
+def read_variable(name: str) -> str:
+    """Return an environment variable without blanks and quotes around it; "" if it is not set."""
+    return os.environ.get(name, "").strip(" \t\r\n\"'")
 
 
 def find_folder(path: str | Path) -> Path:
-    """Return the path of a folder, ~ filled in; on Colab, Google Drive is mounted if need be."""
-    path = Path(path).expanduser()
+    """Return the absolute path of a folder, ~ filled in; Google Drive is mounted if need be."""
+    path = Path(str(path).strip(" \t\r\n\"'")).expanduser().absolute()
     drive = re.match(r"/content/g?drive(?=/|$)", path.as_posix())
     if drive and not os.path.ismount(drive[0]):
         try:
             sys.modules["google.colab"].drive.mount(drive[0])
         except Exception as error:  # it is not Colab, or you declined
-            problem = f"{path} is on a Google Drive that is not mounted ({error!r})"
-            raise FileNotFoundError(f"{problem}: mount it, or choose another folder.") from None
+            raise FileNotFoundError(
+                f"{path} is on a Google Drive that is not mounted ({error!r}): "
+                "mount it, or choose another folder."
+            ) from None
     return path
 
 
-def describe_machine(device: torch.device) -> str:
+def shorten(path: Path) -> str:
+    """Return a path as seen from here or from home, so that saved outputs name no user."""
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    if path.is_relative_to(Path.home()):
+        return str(Path("~") / path.relative_to(Path.home()))
+    return str(path)
+
+
+def find_device() -> torch.device:
+    """Return the accelerator, or the CPU if there is none, or none that this PyTorch can use."""
+    problem = None
+    with warnings.catch_warnings(record=True) as caught:  # of a driver that is too old, for one
+        warnings.simplefilter("always")
+        if torch.accelerator.is_available():
+            device = torch.accelerator.current_accelerator()
+            try:  # a GPU may be there, and know none of this PyTorch's machine code
+                torch.ones(8, device=device).sum().item()
+            except Exception as error:  # each kind of device raises its own
+                problem = error
+            else:
+                if device.type == "cuda" and torch.cuda.device_count() > 1:
+                    print(f"There are {torch.cuda.device_count()} GPUs: one of them is used.")
+                return device
+    reasons = [problem] if problem else [w.message for w in caught if "CUDA" in str(w.message)]
+    if reasons:
+        print(f"This PyTorch cannot use your GPU: {str(reasons[0]).splitlines()[0]}")
+        print("On Kaggle, choose Settings > Accelerator > GPU T4 x2. On your own machine, update")
+        print("the driver, or install the PyTorch that pytorch.org offers for it. The CPU is used.")
+    return torch.device("cpu")
+
+
+def get_autocast(device: torch.device, precision: str | None = None) -> dict:
+    """Return torch.autocast's arguments: bfloat16 where it is native, float16 on older GPUs."""
+    dtype = torch.float32
+    if precision is None and device.type == "cuda":  # a T4 only emulates bfloat16
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        dtype = torch.bfloat16 if native else torch.float16
+    elif precision is None and device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        dtype = torch.bfloat16  # AMX has it, too
+    return {"device_type": device.type, "dtype": dtype, "enabled": dtype != torch.float32}
+
+
+def get_scaler(config: Config) -> torch.amp.GradScaler:
+    """Return the loss scaler for float16; its default of 65536 would skip the first steps."""
+    enabled = get_autocast(config.device, config.precision)["dtype"] == torch.float16
+    return torch.amp.GradScaler(config.device.type, init_scale=1024, enabled=enabled)
+
+
+def describe_machine(config: Config) -> str:
     """Return what a run computes on, and in which precision."""
+    device = config.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    precision = str(get_autocast(device)["dtype"]).removeprefix("torch.")
-    return f"{name} in {precision} (PyTorch {torch.__version__})"
+    dtype = get_autocast(device, config.precision)["dtype"]
+    return f"{name} in {str(dtype).removeprefix('torch.')} (PyTorch {torch.__version__})"
+
+
+def is_notebook() -> bool:
+    """Return whether a notebook's kernel runs this code, rather than a terminal."""
+    return hasattr(get_ipython(), "kernel")
+
+
+class NotebookBar(tqdm):
+    """A progress bar that is one output of its cell, of plain text, and is replaced in place.
+    So a saved notebook holds its last state, whoever saved it; GitHub shows no widgets."""
+
+    def __init__(self, *args, **options):
+        self.output = None
+        super().__init__(*args, file=io.StringIO(), **options)
+
+    def display(self, msg=None, pos=None):
+        text = {"text/plain": str(self) if msg is None else msg}
+        if self.output is None:
+            self.output = display.display(text, raw=True, display_id=True)
+        else:
+            self.output.update(text, raw=True)
+
+
+def progress_bar(*args, **options) -> tqdm:
+    """Return tqdm's bar as plain text: in a notebook one output, else on stdout, not in red."""
+    if is_notebook():
+        return NotebookBar(*args, mininterval=1, **options)
+    return tqdm(*args, file=sys.stdout, mininterval=1, **options)
 
 
 # --- 2. Data: images live on the device as uint8, and whole batches are augmented there at once ---
@@ -209,10 +352,12 @@ class RandomCrop:
     Maps (N, C, H, W), any dtype and device, to (N, C, size, size)."""
 
     def __init__(self, size: int = 32, padding: int = 4):
-        self.size, self.padding = size, padding
+        self.size = size
+        self.padding = padding
 
     def __call__(self, images: Tensor) -> Tensor:
-        n, device = len(images), images.device
+        n = len(images)
+        device = images.device
         padded = F.pad(images.float(), [self.padding] * 4, mode="reflect").to(images.dtype)
         windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1).permute(0, 2, 3, 4, 5, 1)
         top = torch.randint(windows.size(1), (n,), device=device)
@@ -230,17 +375,18 @@ class RandomHorizontalFlip:
 
 class CutOut:
     """Set a square at a random place in every image (N, C, H, W) to 0, the mean of normalised data
-    (DeVries & Taylor, 2017, arXiv:1708.04552; here, the square lies wholly inside the image)."""
-
-    enabled = True  # of all CutOuts: fit_one_cycle takes it away for the last epochs
+    (DeVries & Taylor, 2017, arXiv:1708.04552; here, the square lies wholly inside the image).
+    enabled = False leaves images whole; fit_one_cycle does so for the last epochs."""
 
     def __init__(self, size: int = 16):
         self.size = size
+        self.enabled = True
 
     def __call__(self, images: Tensor) -> Tensor:
         if not self.enabled:
             return images
-        (n, _, height, width), device = images.shape, images.device
+        n, _, height, width = images.shape
+        device = images.device
         top = torch.randint(height - self.size + 1, (n, 1, 1, 1), device=device)
         left = torch.randint(width - self.size + 1, (n, 1, 1, 1), device=device)
         row = torch.arange(height, device=device).view(1, 1, height, 1)
@@ -254,57 +400,77 @@ class Normalize:
     """Scale uint8 images (N, 3, H, W) to float32 of mean 0 and standard deviation 1."""
 
     def __init__(self, mean, std, device="cpu"):
-        self.mean, self.std = 255 * torch.tensor([mean, std], device=device).view(2, 3, 1, 1)
+        self.mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
+        self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
 
     def __call__(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
 
 
+def denormalize(images: Tensor, config: Config) -> np.ndarray:
+    """Turn normalised images (N, 3, H, W) into pictures (N, H, W, 3), float32 from 0 to 1."""
+    mean = torch.tensor(config.mean, device=images.device)
+    std = torch.tensor(config.std, device=images.device)
+    return (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1).cpu().numpy()
+
+
 def get_transforms(config: Config) -> tuple[Callable, Callable]:
     """Return the transforms for training and for testing, both from uint8 to float32 batches."""
-    crop, cut_out = RandomCrop(32, config.crop_padding), CutOut(config.cutout_size)
-    flip = RandomHorizontalFlip()  # an extra: the assignment asks for the crop and for CutOut
     normalize = Normalize(config.mean, config.std, config.device)
+    crop = RandomCrop(config.image_size, config.crop_padding)
+    flip = RandomHorizontalFlip()  # an extra: the assignment asks for the crop and for CutOut
+    cut_out = CutOut(config.cutout_size)
     return torchvision.transforms.Compose([crop, flip, normalize, cut_out]), normalize
 
 
 class DeviceDataset(Dataset):
     """Hold images and labels on the device and transform whole batches: no workers, no PIL.
-    images: uint8 (N, 32, 32, 3); labels: integers (N,); ValueError for others. A DataLoader asks
-    for a whole batch at once and gets float32 images (B, 3, 32, 32), in memory as they are stored,
-    and int64 labels (B,)."""
+    images: uint8 (N, H, W, 3), H and W being config.image_size; labels: integers (N,); ValueError
+    for others. A DataLoader asks for a whole batch at once and gets float32 images (B, 3, H, W) and
+    int64 labels (B,). The dataset knows the config that it was made with."""
 
     def __init__(self, images, labels, transform: Callable, config: Config):
         self.images = torch.as_tensor(images, device=config.device)
-        self.labels = check_labels(torch.as_tensor(labels)).to(config.device, torch.int64)
+        self.labels = torch.as_tensor(labels)
+        check_labels(self.labels, config)
+        self.labels = self.labels.to(config.device, torch.int64)
         self.transform = transform
-        found, last = (self.images.dtype, tuple(self.images.shape)), len(config.classes) - 1
-        if found != (torch.uint8, (len(self), 32, 32, 3)):
-            raise ValueError(f"The images are {found}, but must be uint8 ({len(self)}, 32, 32, 3).")
-        if len(outside := self.labels[(self.labels < 0) | (self.labels > last)]):
-            raise ValueError(f"There is a label {outside[0]}, but labels must be 0 to {last}.")
+        self.config = config
+        shape = (len(self.labels), config.image_size, config.image_size, 3)
+        if self.images.dtype != torch.uint8 or self.images.shape != shape:
+            raise ValueError(
+                f"The images are {self.images.dtype} {tuple(self.images.shape)}, "
+                f"but must be uint8 {shape}: (N, height, width, RGB)."
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return tuple(part[0] for part in self.__getitems__([range(len(self))[index]]))
+        images, labels = self.__getitems__([range(len(self))[index]])
+        return images[0], labels[0]
 
     def __getitems__(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
         # On CUDA, a copy that blocks would wait for the step before; elsewhere, it has to.
         index = torch.as_tensor(indices).to(self.images.device, non_blocking=self.images.is_cuda)
-        return self.transform(self.images[index].permute(0, 3, 1, 2)), self.labels[index]
+        images = self.transform(self.images[index].permute(0, 3, 1, 2))
+        return images.contiguous(memory_format=get_memory_format(images)), self.labels[index]
 
 
-def check_labels(labels: Tensor) -> Tensor:
-    """Return the labels; ValueError if they are not one whole number per image."""
+def check_labels(labels: Tensor, config: Config | None):
+    """Raise ValueError if labels are not one whole number per image, each the number of a class."""
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(f"Labels must be whole numbers (N,), not {labels.dtype} {labels.ndim}-D.")
-    return labels
+    if config is None:
+        return
+    last = len(config.classes) - 1
+    outside = labels[(labels < 0) | (labels > last)]
+    if len(outside):
+        raise ValueError(f"There is a label {outside[0]}, but labels must be 0 to {last}.")
 
 
 def make_loader(images, labels, transform: Callable, config: Config, shuffle=False) -> DataLoader:
-    """Return a DataLoader of uint8 images (N, 32, 32, 3) and labels (N,), kept on the device."""
+    """Return a DataLoader of uint8 images (N, H, W, 3) and labels (N,), kept on the device."""
     dataset = DeviceDataset(images, labels, transform, config)
     # The dataset's answer is a batch already, so there is nothing to collate: tuple passes it on.
     return DataLoader(dataset, config.batch_size, shuffle=shuffle, collate_fn=tuple)
@@ -312,19 +478,84 @@ def make_loader(images, labels, transform: Callable, config: Config, shuffle=Fal
 
 def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
     """Return the training loader, shuffled and augmented, and the test loader, neither of them."""
-    known = {"CIFAR-10": load_cifar10, "handwritten digits": load_digits}
-    if config.dataset not in known:
+    if config.dataset == "CIFAR-10":
+        train_data, test_data = load_cifar10(config)
+    elif config.dataset == "handwritten digits":
+        train_data, test_data = load_digits(config)
+    else:
         raise ValueError(f"There is no {config.dataset} here: hand its images to make_loader.")
-    train_data, test_data = known[config.dataset](config)
-    images, labels = (part[: config.train_images] for part in train_data)
-    if config.batch_size > (n := len(images)):
-        raise ValueError(f"batch_size is {config.batch_size}, but there are only {n} images.")
-    train_transform, test_transform = get_transforms(config)
-    train_loader = make_loader(images, labels, train_transform, config, shuffle=True)
-    test_loader = make_loader(*test_data, test_transform, config)
+    images, labels = train_data
+    images = images[: config.train_images]
+    labels = labels[: config.train_images]
+    if config.batch_size > len(images):
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but there are only {len(images)} images."
+        )
+    augment, normalize = get_transforms(config)
+    train_loader = make_loader(images, labels, augment, config, shuffle=True)
+    test_loader = make_loader(*test_data, normalize, config)
     training = f"{len(images):,} training images in {len(train_loader)} batches"
     print(f"{training}, {len(test_loader.dataset):,} test images")
     return train_loader, test_loader
+
+
+def get_source(loader):
+    """Return the dataset at the bottom of a loader, below what selects from it; or the loader."""
+    while hasattr(loader, "dataset"):
+        loader = loader.dataset
+    return loader
+
+
+def find_cutouts(transform) -> list:
+    """Return each CutOut of a loader's transform, however deep it lies in torchvision's Compose."""
+    if hasattr(transform, "enabled"):  # not by its class, which importlib.reload makes anew
+        return [transform]
+    return [cut for part in getattr(transform, "transforms", []) for cut in find_cutouts(part)]
+
+
+def check_same_data(made_with: Config | None, config: Config):
+    """Raise ValueError if loaders were made with settings that have changed since."""
+    data = ("dataset", "classes", "mean", "std", "image_size", "train_images")
+    for name in (*data, "batch_size", "crop_padding", "cutout_size") if made_with else ():
+        old = getattr(made_with, name)
+        new = getattr(config, name)
+        if old != new:
+            raise ValueError(
+                f"{name} was {old} when the loaders were made, and is {new} now: "
+                "run the cell that makes them again, and those below."
+            )
+
+
+def get_made_with(loader) -> Config | None:
+    """Return the config that a loader of ours was made with; None for other loaders."""
+    return getattr(get_source(loader), "config", None)
+
+
+def check_loader(loader, config: Config) -> Tensor:
+    """Return the labels of a first batch; ValueError if training cannot use the loader, or if
+    settings have changed since it was made."""
+    check_same_data(get_made_with(loader), config)
+    if not hasattr(loader, "__len__"):
+        raise ValueError("The loader has no length, but OneCycle needs one: use a DataLoader.")
+    with keep_random_state(config.device):
+        batch = next(iter(loader), None)
+    is_pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not is_pair or not all(isinstance(part, Tensor) for part in batch):
+        raise ValueError("Each batch of the loader must be two tensors: images and labels.")
+    check_labels(batch[1], config)
+    return batch[1]
+
+
+def tell_order(loader, labels: Tensor):
+    """Tell, once, if a loader gives images class by class, as its first labels show."""
+    classes = len(labels.unique())
+    in_blocks = len(labels.unique_consecutive()) == classes and len(labels) >= 16 * classes
+    sampler = getattr(loader, "sampler", None)
+    is_shuffled = sampler is not None and not isinstance(sampler, SequentialSampler)
+    if in_blocks and not is_shuffled and len(loader) > 1 and not hasattr(loader, "order_is_told"):
+        print("The training images come class by class, which teaches little: use shuffle=True.")
+        with suppress(AttributeError):  # a list holds no note
+            loader.order_is_told = True
 
 
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
@@ -358,10 +589,7 @@ def download_cifar10(data_dir: Path):
             with progress_bar(desc="CIFAR-10", total=170_498_071, unit="B", unit_scale=True) as bar:
                 get = pooch.HTTPDownloader(progressbar=bar, timeout=NETWORK_TIMEOUT)
                 archive = pooch.retrieve(mirror, **what, downloader=get)
-            with tempfile.TemporaryDirectory(dir=data_dir) as folder:  # so that two can do this
-                shutil.unpack_archive(archive, folder)
-                name, move = "cifar-10-batches-py", {"copy_function": os.replace}
-                shutil.copytree(f"{folder}/{name}", data_dir / name, dirs_exist_ok=True, **move)
+            shutil.unpack_archive(archive, data_dir)
             return
         except (OSError, ValueError) as error:
             print(f"No CIFAR-10 from {mirror}: {error}")
@@ -385,65 +613,26 @@ def load_digits(_):
     return (train_images, train_labels), (test_images, test_labels)
 
 
-# --- 3. Optimizer: orthogonal steps for the filters of convolutions, SGD for the rest -------------
-class MuonSGD(torch.optim.Optimizer):
-    """Train the filters of convolutions by Muon, and all other parameters by SGD.
-    For Muon (Jordan, 2024, kellerjordan.github.io/posts/muon), a layer's filters are the rows of a
-    matrix, and its momentum is replaced by the nearest orthogonal one, so that weak directions
-    count as well. Filters keep the norm they came with, since BatchNorm undoes any scale; so lr is
-    about the angle of a step, in radians. Both use Nesterov momentum. Groups of filters have
-    "orthogonal": True, as get_optimizer makes them."""
-
-    def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0):
-        options = {"momentum": momentum, "weight_decay": weight_decay, "orthogonal": False}
-        super().__init__(params, {"lr": lr, **options})
-
-    @torch.no_grad()
-    def step(self):
-        """Change all parameters that have a gradient, once."""
-        for group in self.param_groups:
-            for p in [p for p in group["params"] if p.grad is not None]:
-                state = self.state[p]
-                if not state:
-                    state.update(momentum=torch.zeros_like(p), norm=p.norm())
-                gradient = p.grad.add(p, alpha=group["weight_decay"])
-                state["momentum"].mul_(group["momentum"]).add_(gradient)
-                step = gradient.add(state["momentum"], alpha=group["momentum"])
-                norm = state["norm"]
-                if group["orthogonal"]:
-                    step = orthogonalize(step.flatten(1)).view_as(p)
-                    step *= torch.where(norm > 0, norm / len(p) ** 0.5, 1)  # or they came as zeros
-                p.sub_(step, alpha=group["lr"])
-                if group["orthogonal"]:
-                    p.mul_(torch.where(norm > 0, norm / p.norm(), 1))
+# --- 3. Model -------------------------------------------------------------------------------------
+def get_memory_format(images: Tensor) -> torch.memory_format:
+    """Return channels_last where it is fast and right: for images (N, C, H, W) on CUDA.
+    On CPUs it gives wrong gradients for dilated convolutions, on Macs for BatchNorm."""
+    is_right = images.is_cuda and images.ndim == 4
+    return torch.channels_last if is_right else torch.contiguous_format
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Bring the singular values of a matrix towards 1: Muon's Newton-Schulz iteration, thrice."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
-    x = x / (x.norm() + 1e-7)  # so that no singular value is above 1
-    with torch.autocast(**get_autocast(matrix.device)):
-        for _ in range(3):  # x = a * x + (b * gram + c * gram @ gram) @ x
-            gram = x @ x.T
-            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x if x.shape == matrix.shape else x.T).to(matrix.dtype)
+def forward(model: nn.Module, images: Tensor, precision: str | None = None) -> Tensor:
+    """Return the logits of normalised images (N, C, H, W), float32, computed where the model lies.
+    Raises ValueError for images that are whole numbers: they were not normalised."""
+    if not images.is_floating_point():
+        raise ValueError(f"The images are {images.dtype}: normalise them, as get_transforms does.")
+    device = next(model.parameters()).device
+    images = images.to(device, torch.float32, copy=True)  # a layer may work in place
+    images = images.contiguous(memory_format=get_memory_format(images))
+    with torch.autocast(**get_autocast(device, precision)):
+        return model(images).float()
 
 
-def get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Optimizer:
-    """Return the optimizer that config.optimizer names; to try another, put it here."""
-    convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
-    filters = {layer.weight for layer in model.modules() if isinstance(layer, convolutions)}
-    filters = [p for p in model.parameters() if p in filters and config.optimizer == "muon"]
-    rest = [p for p in model.parameters() if p not in set(filters)]
-    decayed, others = [p for p in rest if p.ndim > 1], [p for p in rest if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others}]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.momentum > 0)
-    return MuonSGD([*groups, {"params": filters, "orthogonal": True}], lr, config.momentum)
-
-
-# --- 4. Training ----------------------------------------------------------------------------------
 @contextmanager
 def keep_modes(model: nn.Module):
     """Put every module back into its own mode: one layer may be frozen while others train."""
@@ -455,39 +644,191 @@ def keep_modes(model: nn.Module):
             module.training = mode
 
 
-def show_summary(model: nn.Module):
-    """Print the layers of a model for one 32 x 32 RGB image, its parameters and multiply-adds."""
-    columns = ("input_size", "kernel_size", "output_size", "num_params", "trainable")
-    options = {"col_names": columns, "col_width": 16, "verbose": 0}
-    with keep_modes(model), next(model.parameters()).device:  # where the image is made, too
-        summary = torchinfo.summary(model, input_data=torch.zeros(1, 3, 32, 32), **options)
+@contextmanager
+def keep_state(model: nn.Module):
+    """Give a model back as it came: weights, buffers, modes, and without gradients."""
+    state = copy.deepcopy(model.state_dict())
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with keep_modes(model):
+            yield
+    finally:
+        model.load_state_dict(state, strict=False)  # all the same: it was the model's own
+        for name, buffer in model.named_buffers():  # the state lacks those that are not persistent
+            buffer.copy_(buffers[name])
+        model.zero_grad()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loader: Iterable, precision=None) -> tuple[Tensor, Tensor]:
+    """Return logits, float32 (N, num_classes), and labels (N,) in the loader's order.
+    precision: "float32", or None for that of the loader's config. Raises FloatingPointError for
+    logits that are infinite or NaN, and ValueError if they are not one for each class."""
+    config = get_made_with(loader)
+    if config:
+        precision = precision or config.precision
+    logits = []
+    labels = []
+    with keep_modes(model):
+        model.eval()
+        for images, batch_labels in loader:
+            logits.append(forward(model, images, precision))
+            labels.append(batch_labels.to(logits[-1].device))
+    logits = torch.cat(logits)
+    labels = torch.cat(labels)
+    check_labels(labels, config)
+    if config:
+        check_outputs(logits, config)
+    if not logits.isfinite().all():
+        raise FloatingPointError(
+            "Some logits are infinite or NaN: check the images and the model"
+            + explain_overflow(logits.device, precision)
+        )
+    return logits, labels
+
+
+def check_outputs(logits: Tensor, config: Config):
+    """Raise ValueError if a model does not answer with one number for each class."""
+    classes = len(config.classes)
+    if logits.ndim != 2 or logits.shape[1] != classes:
+        raise ValueError(
+            f"The model's output is {tuple(logits.shape)}, but must be (N, {classes}), one number "
+            f"for each class: use num_classes={classes}."
+        )
+
+
+def explain_overflow(device: torch.device, precision: str | None) -> str:
+    """Return the end of a sentence about infinite numbers: in float16, they may be too large."""
+    if get_autocast(device, precision)["dtype"] == torch.float16:
+        return ", or numbers were too large for float16: try get_config(precision='float32')."
+    return "."
+
+
+def show_summary(model: nn.Module, image_size: int = 32):
+    """Print the layers of a model for one RGB image, its parameters and multiply-adds."""
+    image = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+    with keep_modes(model):
+        summary = torchinfo.summary(
+            model,
+            input_data=image,
+            col_names=("input_size", "kernel_size", "output_size", "num_params", "trainable"),
+            col_width=16,
+            verbose=0,
+        )
     text = re.sub(r"\(Units\.(\w)\w*\)", r"(\1)", str(summary))  # "(Units.MEGABYTES)" is "(M)"
     encoding = sys.stdout.encoding or "utf-8"  # that of a Windows console lacks the lines of trees
     print(text.encode(encoding, "replace").decode(encoding))
 
 
-def get_autocast(device: torch.device) -> dict:
-    """Return torch.autocast's arguments: bfloat16 where it is native, float16 on older GPUs."""
-    dtype = torch.float32
-    if device.type == "cuda":  # a T4 only emulates bfloat16
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-        dtype = torch.bfloat16 if native else torch.float16
-    elif device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # AMX has it, too
-        dtype = torch.bfloat16
-    return {"device_type": device.type, "dtype": dtype, "enabled": dtype != torch.float32}
+def get_map_size(model: nn.Module, layer: nn.Module, images: Tensor | None = None) -> tuple:
+    """Return height and width of a layer's maps; ValueError if it makes none.
+    images: normalised (N, 3, H, W); without them, one of 32 x 32 pixels."""
+    if not isinstance(layer, nn.Module):
+        raise ValueError(f"{layer!r} is no layer: name one, such as model.layer3[-1].")
+    if images is None:
+        images = torch.zeros(1, 3, 32, 32)
+    outputs = []
+    with layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
+        predict(model, [(images[:1], torch.zeros(1, dtype=torch.int64))])
+    shapes = [tuple(getattr(output, "shape", ())) for output in outputs]
+    # A square image makes square maps, unless height and width stand elsewhere, as in (N, H, W, C).
+    is_square = images.shape[-1] == images.shape[-2]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or (is_square and shapes[0][2] != shapes[0][3]):
+        raise ValueError(
+            f"This layer makes {shapes} of an image: "
+            "choose one of the model's that makes maps (N, C, H, W), once in a pass."
+        )
+    return shapes[0][2:]
 
 
-def get_scaler(device: torch.device) -> torch.amp.GradScaler:
-    """Return the loss scaler for float16; its default of 65536 would skip the first steps."""
-    enabled = get_autocast(device)["dtype"] == torch.float16
-    return torch.amp.GradScaler(device.type, init_scale=1024, enabled=enabled)
+# --- 4. Optimizer: orthogonal steps for the filters of convolutions, SGD for the rest -------------
+class MuonSGD(torch.optim.Optimizer):
+    """Train the filters of convolutions by Muon, and all other parameters by SGD.
+    For Muon (Jordan, 2024, kellerjordan.github.io/posts/muon), a layer's filters are the rows of a
+    matrix, and its momentum is replaced by the nearest orthogonal one, so that weak directions
+    count as well. Filters keep the norm they came with, since BatchNorm undoes any scale; so lr is
+    about the angle of a step, in radians. Both use Nesterov momentum. Groups of filters have
+    "orthogonal": True, as get_optimizer makes them."""
+
+    def __init__(self, params, lr: float, momentum=0.9, weight_decay=0.0, precision=None):
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "orthogonal": False,
+        }
+        super().__init__(params, defaults)
+        self.precision = precision
+
+    @torch.no_grad()
+    def step(self):
+        """Change all parameters that have a gradient, once."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                    state["norm"] = p.norm()
+                norm = state["norm"]
+                gradient = p.grad.add(p, alpha=group["weight_decay"])
+                state["momentum"].mul_(group["momentum"]).add_(gradient)
+                step = gradient.add(state["momentum"], alpha=group["momentum"])
+                if group["orthogonal"]:
+                    step = orthogonalize(step.flatten(1), self.precision).view_as(p)
+                    step *= torch.where(norm > 0, norm / len(p) ** 0.5, 1)  # or they came as zeros
+                p.sub_(step, alpha=group["lr"])
+                if group["orthogonal"]:
+                    p.mul_(torch.where(norm > 0, norm / p.norm(), 1))
 
 
+def orthogonalize(matrix: Tensor, precision: str | None = None) -> Tensor:
+    """Bring the singular values of a matrix towards 1: Muon's Newton-Schulz iteration, thrice."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    X = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
+    X = X / (X.norm() + 1e-7)  # so that no singular value is above 1
+    with torch.autocast(**get_autocast(matrix.device, precision)):
+        for _ in range(3):
+            A = X @ X.T
+            B = torch.addmm(A, A, A, beta=b, alpha=c)  # b * A + c * A @ A
+            X = torch.addmm(X, B, X, beta=a)  # a * X + B @ X
+    return (X if X.shape == matrix.shape else X.T).to(matrix.dtype)
+
+
+def get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Optimizer:
+    """Return the optimizer that config.optimizer names; to try another, put it here."""
+    filters = set()
+    if config.optimizer == "muon":
+        convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
+        filters = {m.weight for m in model.modules() if isinstance(m, convolutions)}
+    rest = [p for p in model.parameters() if p not in filters]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1]},  # biases, and what BatchNorm scales with
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.momentum > 0)
+    groups.append({"params": [p for p in model.parameters() if p in filters], "orthogonal": True})
+    return MuonSGD(groups, lr, config.momentum, precision=config.precision)
+
+
+# --- 5. Training ----------------------------------------------------------------------------------
 def compute_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """Return the mean cross-entropy with label smoothing; ValueError if model or labels misfit."""
-    if logits.shape[1] != (classes := len(config.classes)):
-        raise ValueError(f"The model has {logits.shape[1]} outputs: use num_classes={classes}.")
-    return F.cross_entropy(logits, check_labels(labels), label_smoothing=config.label_smoothing)
+    """Return the mean cross-entropy with label smoothing."""
+    check_outputs(logits, config)
+    return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+
+
+def train_step(model: nn.Module, images, labels, optimizer, scaler, config: Config) -> tuple:
+    """Change the weights once; return the loss and the logits as they were before."""
+    logits = forward(model, images, config.precision)
+    loss = compute_loss(logits, labels, config)
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach(), logits.detach()
 
 
 def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: Config) -> tuple:
@@ -495,60 +836,53 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
     Returns the mean cross-entropy per image (without label smoothing, so that it compares with the
     test loss), the accuracy in %, both of the augmented images as they passed, and the learning
     rate of every step. Raises FloatingPointError if the loss became infinite or NaN."""
-    device, losses, correct, seen, lrs = config.device, [], 0, 0, []
-    if not model.training:  # else your frozen layers stay as they are
+    losses = []
+    sizes = []
+    lrs = []
+    correct = 0
+    if not model.training:  # else the layers that you froze stay as they are
         model.train()
+    model.was_trained = True  # so that the next run can tell
     with progress_bar(total=len(train_loader), desc="Train") as bar:
         for images, labels in train_loader:
-            images, labels = images.to(device, copy=True), labels.to(device)
-            with torch.autocast(**get_autocast(device)):
-                logits = model(images)
-            logits = logits.float()
-            loss = compute_loss(logits, labels, config)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
+            labels = labels.to(config.device)
             lrs.append(float(optimizer.param_groups[0]["lr"]))
-            scaler.step(optimizer)
-            scaler.update()
+            _, logits = train_step(model, images, labels, optimizer, scaler, config)
             scheduler.step()
             # The numbers stay on the device: reading one in every step would make the GPU wait.
-            losses.append(F.cross_entropy(logits.detach(), labels, reduction="sum"))
+            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
             correct += (logits.argmax(1) == labels).sum()
-            seen += len(labels)
+            sizes.append(len(labels))
             bar.update()
         losses = torch.stack(losses).tolist()
-        loss, accuracy = math.fsum(losses) / seen, 100 * correct.item() / seen
+        is_bad = [not math.isfinite(loss) for loss in losses]
+        # In float16, the scaler skips a step that overflowed, and the next ones go on.
+        if any(is_bad) and (is_bad[-1] or not scaler.is_enabled()):
+            step = is_bad.index(True)
+            raise FloatingPointError(
+                f"The loss became {losses[step]} in step {step + 1} of this epoch: check the "
+                "images, or train a new model with a smaller max_lr and resume=False"
+                + explain_overflow(config.device, config.precision)
+            )
+        seen = sum(size for size, bad in zip(sizes, is_bad, strict=True) if not bad)
+        loss = math.fsum(loss for loss in losses if math.isfinite(loss)) / seen
+        accuracy = 100 * correct.item() / sum(sizes)
         bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
-    if not math.isfinite(loss):
-        step = 1 + [math.isfinite(value) for value in losses].index(False)
-        way_out = "check the images, or train a new model with a smaller max_lr and resume=False"
-        raise FloatingPointError(f"The loss became {loss} in step {step} of this epoch: {way_out}.")
     return loss, accuracy, lrs
 
 
-@torch.no_grad()
-def predict(model: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
-    """Return logits, float32 (N, num_classes), and labels (N,) in the loader's order."""
-    device, logits, labels = next(model.parameters()).device, [], []
-    with keep_modes(model):
-        model.eval()
-        for images, batch_labels in loader:
-            with torch.autocast(**get_autocast(device)):  # of a copy: a layer may work in place
-                logits.append(model(images.to(device, copy=True)).float())
-            labels.append(check_labels(batch_labels).to(device))
-    logits, labels = torch.cat(logits), torch.cat(labels)
-    if not logits.isfinite().all():
-        raise FloatingPointError("Some logits are infinite or NaN: check the images and the model.")
-    return logits, labels
-
-
-def test(model: nn.Module, test_loader: Iterable) -> tuple[float, float]:
+def test(model: nn.Module, test_loader: Iterable, precision=None) -> tuple[float, float]:
     """Evaluate in one pass; return the mean cross-entropy per image and the accuracy in %."""
-    logits, labels = predict(model, test_loader)
-    loss, n = F.cross_entropy(logits, labels).item(), len(labels)
+    logits, labels = predict(model, test_loader, precision)
+    loss = F.cross_entropy(logits, labels).item()
     correct = (logits.argmax(1) == labels).sum().item()
+    print_test(loss, correct, len(labels))
+    return loss, 100 * correct / len(labels)
+
+
+def print_test(loss: float, correct: int, n: int):
+    """Print the line of the log about a test."""
     print(f"Test set: Average loss: {loss:.4f}, Accuracy: {correct}/{n} ({100 * correct / n:.2f}%)")
-    return loss, 100 * correct / n
 
 
 def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, config) -> dict:
@@ -556,123 +890,402 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     Returns the history: train_loss, train_accuracy, test_loss, test_accuracy and seconds (training)
     per epoch, lr per step; losses are means over images, accuracies in %. The last epochs have no
     CutOut. Every epoch ends with checkpoint.pt and history.json in config.output_dir, where a next
-    call goes on if config.resume. Raises ValueError for a bad max_lr, checkpoint or model."""
-    if not 0 < (max_lr := float(max_lr or 0)) < math.inf:
+    call goes on if config.resume; the last one also with model.pt, the weights alone. Raises
+    ValueError for a bad max_lr, loader, model or checkpoint, RuntimeError if another run has
+    written there meanwhile."""
+    max_lr = float(max_lr or 0)
+    if not 0 < max_lr < math.inf:
         raise ValueError(f"max_lr is {max_lr}, but must be a number above 0.")
+    check_start(model, train_loader, config)
+    check_loader(test_loader, config)
+    if not config.resume:
+        retire_run(config.output_dir)
     torch.manual_seed(config.seed)
-    model.to(memory_format=torch.channels_last)
-    optimizer, scaler = get_optimizer(model, max_lr, config), get_scaler(config.device)
-    options = {"anneal_strategy": config.anneal_strategy, "cycle_momentum": False}
-    # A hair more than asked: with a warm-up of exactly one step, OneCycleLR divides by zero.
-    options["pct_start"] = config.warmup_fraction + 1e-9
-    steps = config.epochs * len(train_loader)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, steps, **options)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-    shapes = {name: tuple(values.shape) for name, values in model.state_dict().items()}
-    run = {**vars(config), "network": f"{model} {shapes}", "number of steps": steps}
-    for name in ("device", "data_dir", "output_dir", "resume"):  # these may change in between
-        del run[name]
-    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
-    history = load_checkpoint(parts, run, config) or {name: [] for name in names}
+    if config.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes are fixed: it looks for the fastest kernels
+
+    optimizer = get_optimizer(model, max_lr, config)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr,
+        total_steps=config.epochs * len(train_loader),
+        pct_start=config.warmup_fraction + 1e-9,  # a warm-up of exactly one step divides by zero
+        anneal_strategy=config.anneal_strategy,
+        cycle_momentum=False,
+    )
+    scaler = get_scaler(config)
+    parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "model": model}
+    run = describe_run(model, train_loader, config)
+    record = load_checkpoint(parts, run, config)
+    if record is None:
+        saved = read_run(config.output_dir)
+        record = {
+            "run": run,
+            "max_lr": max_lr,
+            "trained_before": getattr(model, "was_trained", False),
+            "history": {name: [] for name in HISTORY},
+            "stamp": saved and saved["stamp"],  # of the last save there, whoever's it was
+        }
+    else:
+        print_log(record, max_lr, test_loader, config)
+    record["machine"] = describe_machine(config)
+    record["commit"] = get_commit()
+
+    history = record["history"]
+    cutouts = find_cutouts(getattr(get_source(train_loader), "transform", None))
+    whole_from = round(config.epochs * (1 - config.cutout_free_fraction), 9)  # without CutOut
     untrained = copy.deepcopy(model.state_dict())
     try:
         for epoch in range(len(history["seconds"]), config.epochs):
             print(f"Epoch {epoch + 1}")
-            CutOut.enabled = epoch < round(config.epochs * (1 - config.cutout_free_fraction), 9)
+            for cut_out in cutouts:
+                cut_out.enabled = epoch < whole_from
             start = time.perf_counter()
             loss, accuracy, lrs = train(model, train_loader, optimizer, scheduler, scaler, config)
             seconds = time.perf_counter() - start
-            new = [loss], [accuracy], *([v] for v in test(model, test_loader)), [seconds], lrs
-            for name, values in zip(names, new, strict=True):
-                history[name] += values
-            save_checkpoint(parts, run, history, config)
+            test_loss, test_accuracy = test(model, test_loader, config.precision)
+            history["train_loss"].append(loss)
+            history["train_accuracy"].append(accuracy)
+            history["test_loss"].append(test_loss)
+            history["test_accuracy"].append(test_accuracy)
+            history["seconds"].append(seconds)
+            history["lr"] += lrs
+            save_checkpoint(parts, record, config)
     except KeyboardInterrupt:
         if not (config.output_dir / "checkpoint.pt").exists():  # nothing to go on from: start anew
             model.load_state_dict(untrained)
+            model.was_trained = record["trained_before"]
+        print_interruption(config)
         raise
     finally:
-        CutOut.enabled = True
+        for cut_out in cutouts:
+            cut_out.enabled = True
+    model.was_trained = True
     model.eval()  # ready to be used
+    replace_file(config.output_dir / "model.pt", to_bytes(model.state_dict()))
     return history
 
 
-def get_random_sources(device: torch.device) -> list:
-    """Return the modules of torch that hold the random state of a run on this device."""
-    return [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
+# --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------------
+HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
+RECORD = ("run", "max_lr", "trained_before", "history", "stamp", "machine", "commit")
 
 
-def save_checkpoint(parts: dict, run: dict, history: dict, config: Config):
-    """Save all that a run needs to go on after a disconnect, and its history as JSON."""
+def get_settings(config: Config) -> dict:
+    """Return the settings that make a run what it is: all that may not change in between."""
+    free = ("device", "precision", "data_dir", "output_dir", "resume")
+    return {name: value for name, value in vars(config).items() if name not in free}
+
+
+def describe_run(model: nn.Module, train_loader, config: Config) -> dict:
+    """Return all by which a run is recognised: settings, network and number of steps."""
+    parts = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
+    for name, value in model.state_dict().items():
+        parts.append(f"{name} {tuple(getattr(value, 'shape', ()))}")
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return {
+        **get_settings(config),
+        "network": f"{type(model).__name__} {digest[:12]}",
+        "number of steps": config.epochs * len(train_loader),
+    }
+
+
+def check_start(model: nn.Module, train_loader, config: Config) -> dict | None:
+    """Check all that training starts from, and return the record of the run that it goes on with.
+    Raises ValueError for what does not fit together; tells if the model was trained before."""
+    device = next(model.parameters()).device
+    if device.type != config.device.type:
+        raise ValueError(f"The model is on {device}: put it on {config.device} by model.to(...).")
+    tell_order(train_loader, check_loader(train_loader, config))
+    if getattr(train_loader, "persistent_workers", False) and config.cutout_free_fraction:
+        raise ValueError(
+            "Workers that persist do not see that CutOut ends for the last epochs: "
+            "leave out persistent_workers=True, or set cutout_free_fraction=0."
+        )
+    if config.resume and (config.output_dir / "checkpoint.pt").exists():
+        saved = read_run(config.output_dir)
+        refuse_other_run(describe_run(model, train_loader, config), saved, config)
+        return saved
+    if getattr(model, "was_trained", False):
+        print("This model was trained before, and is trained on from there. For a fresh one, run")
+        print("the cell that makes the model, and then this one.")
+    return None
+
+
+def save_checkpoint(parts: dict, record: dict, config: Config):
+    """Save all that a run needs to go on after a disconnect, and its record as JSON.
+    Raises RuntimeError if another run has saved there since this one did."""
+    saved = read_run(config.output_dir)
+    if saved and saved["stamp"] != record["stamp"]:
+        raise RuntimeError(
+            f"Another run writes into {shorten(config.output_dir)}, too, and its files are kept: "
+            "give each run an output_dir of its own."
+        )
+    new = {**record, "stamp": uuid.uuid4().hex}
+    if replace_file(config.output_dir / "history.json", json.dumps(new).encode()):
+        record["stamp"] = new["stamp"]
     state = {name: part.state_dict() for name, part in parts.items()}
-    state["random_states"] = [s.get_rng_state() for s in get_random_sources(config.device)]
-    state |= {"run": run, "history": history, "machine": describe_machine(config.device)}
-    replace_file(config.output_dir / "checkpoint.pt", lambda file: torch.save(state, file))
-    text = json.dumps(history).encode()
-    replace_file(config.output_dir / "history.json", lambda file: file.write(text))
+    state["random_states"] = get_random_states(config.device)
+    replace_file(config.output_dir / "checkpoint.pt", to_bytes({**state, **record}))
 
 
-def load_checkpoint(parts: dict, run: dict, config: Config) -> dict[str, list[float]] | None:
-    """Restore a saved run and return its history, if there is one; ValueError if it is another."""
+def load_checkpoint(parts: dict, run: dict, config: Config) -> dict | None:
+    """Restore a saved run and return its record; None if there is none.
+    Raises ValueError if it is another or damaged; then, nothing of the model has changed."""
     path = config.output_dir / "checkpoint.pt"
-    if not config.resume and path.exists():  # make room, but lose nothing
-        names = (path.with_stem(f"checkpoint-previous-{n}") for n in itertools.count(1))
-        previous = path.rename(next(name for name in names if not name.exists()))
-        print(f"The old checkpoint is now {previous}. Training starts from the model's weights.")
     if not path.exists():
         return None
-    way_out = "choose another output_dir, or start over with resume=False, which renames it"
+    model = parts["model"]
+    untouched = copy.deepcopy(model.state_dict())
+    damage = (
+        f"{shorten(path)} is damaged: choose another output_dir, or start over with resume=False, "
+        "which renames it."
+    )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)  # runs nothing in the file
-        changed = [name for name in run if state["run"].get(name) != run[name]]
-        history = state["history"]
-    except Exception as error:  # there is no telling what a damaged file raises
-        raise ValueError(f"{path} is damaged ({type(error).__name__}): {way_out}.") from None
-    if changed:
-        raise ValueError(f"{path} is of a run with another {', '.join(changed)}: {way_out}.")
-    for name, part in parts.items():
-        if state[name]:  # a loss scaler's is empty where it was not used: on another device
-            part.load_state_dict(state[name])
-    for s, values in zip(get_random_sources(config.device), state["random_states"], strict=False):
-        s.set_rng_state(values)
-    done, peak = len(history["seconds"]), parts["optimizer"].param_groups[0]["max_lr"]
-    print(f"Going on from {path}: {done} of {config.epochs} epochs are done. Peak: {peak:.3g}.")
-    print("Test accuracy of each, in %:", *map("{:.2f}".format, history["test_accuracy"]))
+        record = get_record(state)
+    except Exception:  # there is no telling what a damaged file raises
+        raise ValueError(damage) from None
+    refuse_other_run(run, record, config)
+    try:
+        if state["scheduler"]["last_epoch"] != len(record["history"]["lr"]):
+            raise ValueError("some steps are missing")
+        set_random_states(state["random_states"], config.device)
+        for name, part in parts.items():
+            if state[name] or name != "scaler":  # a scaler's is empty where it was not used
+                part.load_state_dict(state[name])
+    except Exception:
+        model.load_state_dict(untouched)
+        raise ValueError(damage) from None
+    # Had the process died between its two files, they would differ.
+    replace_file(config.output_dir / "history.json", json.dumps(record).encode())
+    return record
+
+
+def get_record(state: dict) -> dict:
+    """Return the record in what a run has saved; raises one exception or another if it lacks any
+    part of it."""
+    record = {name: state[name] for name in RECORD}
+    epochs = {len(record["history"][name]) for name in HISTORY if name != "lr"}
+    if len(epochs) != 1 or not record["max_lr"] > 0 or record["run"]["epochs"] < max(epochs):
+        raise ValueError("this is not the record of a run")
+    return record
+
+
+def read_run(folder: Path) -> dict | None:
+    """Return the record in a run's folder, from history.json or, if that is missing, damaged or of
+    another program, from the checkpoint; None if there is none."""
+    with suppress(Exception):  # there is no telling what another file raises
+        return get_record(json.loads((folder / "history.json").read_text(encoding="utf-8")))
+    with suppress(Exception):
+        return get_record(torch.load(folder / "checkpoint.pt", "cpu", weights_only=True))
+    return None
+
+
+def read_history(config: Config) -> dict[str, list[float]]:
+    """Return the history of the run in output_dir, as far as it has come; ValueError if none."""
+    record = read_run(config.output_dir)
+    if record is None:
+        raise ValueError(f"There is no run in {shorten(config.output_dir)}.")
+    return record["history"]
+
+
+def refuse_other_run(run: dict, saved: dict | None, config: Config):
+    """Raise ValueError if output_dir holds a run that differs from this one, and must be kept."""
+    if saved is None:
+        return
+    folder = shorten(config.output_dir)
+    other = saved["run"]
+    if run["profile"] == "quick" and other.get("profile") == "full":
+        raise ValueError(
+            f"{folder} holds a full run, and this is a quick one (as always without a GPU): "
+            "choose another output_dir, or a machine with a GPU."
+        )
+    # As JSON, a tuple is a list.
+    changed = [name for name in run if json.dumps(run[name]) != json.dumps(other.get(name))]
+    if changed and config.resume:
+        name = changed[0]
+        old = textwrap.shorten(str(other.get(name)), 40)
+        new = textwrap.shorten(str(run[name]), 40)
+        raise ValueError(
+            f"{folder} holds a run with another {', '.join(changed)} ({name} {old}, now {new}): "
+            "choose another output_dir, or start over with resume=False, which renames it."
+        )
+
+
+def retire_run(folder: Path):
+    """Rename the run in a folder, so that another can start there and nothing is lost."""
+    n = 1
+    while list(folder.glob(f"*-previous-{n}.*")):
+        n += 1
+    for name in ("checkpoint.pt", "history.json", "model.pt"):
+        path = folder / name
+        if path.exists():
+            previous = path.rename(path.with_stem(f"{path.stem}-previous-{n}"))
+            print(f"The old {name} is {shorten(previous)} now.")
+
+
+def print_log(record: dict, max_lr: float, test_loader, config: Config):
+    """Print how a run goes on, and the log of its epochs so far, as training printed it."""
+    history = record["history"]
+    done = len(history["seconds"])
+    peak = record["max_lr"]
+    folder = shorten(config.output_dir)
+    print(f"Going on from {folder}: {done} of {config.epochs} epochs are done.")
+    if not math.isclose(peak, max_lr):
+        print(f"The peak stays {peak:.3g}, with which this run began; {max_lr:.3g} is not used.")
     print("To train afresh, set resume=False, and run all again from there with a new model.")
-    return history
+    steps = len(history["lr"]) // done
+    with keep_random_state(config.device):
+        n = sum(len(labels) for _, labels in test_loader)
+    for epoch in range(done):
+        print(f"Epoch {epoch + 1}")
+        loss = history["train_loss"][epoch]
+        accuracy = history["train_accuracy"][epoch]
+        words = f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}"
+        print(tqdm.format_meter(steps, steps, history["seconds"][epoch], prefix=words))
+        correct = round(history["test_accuracy"][epoch] * n / 100)
+        print_test(history["test_loss"][epoch], correct, n)
 
 
-def replace_file(path: Path, write: Callable):
-    """Write to another file first, so that half of it is never seen; only warn if that fails."""
+def print_interruption(config: Config):
+    """Print what is kept of a run that was interrupted, and how it goes on."""
+    saved = read_run(config.output_dir)
+    done = len(saved["history"]["seconds"]) if saved else 0
+    way = "Run this cell" if config.resume else "Set resume=True, and run both cells"
+    print(f"Stopped: {done} of {config.epochs} epochs are kept. {way} again to go on.")
+    if done:
+        print("To plot them: utils.plot_history(utils.read_history(config), config)")
+
+
+def get_random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the random numbers that a run on this device draws, by kind."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Tensor], device: torch.device):
+    """Set random states; those of another kind of device than this one are left out."""
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu" and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type])
+
+
+@contextmanager
+def keep_random_state(device: torch.device):
+    """Let random numbers go on afterwards as if none had been drawn."""
+    states = get_random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(states, device)
+
+
+def get_commit() -> str | None:
+    """Return the commit of this code, with "+changes" if files differ from it; None without git."""
+    folder = Path(__file__).resolve().parent
+    git = ["git", "-C", str(folder)]
+    # The folder may lie in another repository without being one.
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
+    options = {"env": environment, "capture_output": True, "text": True, "check": True}
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], **options).stdout.strip()
+        changes = subprocess.run(
+            [*git, "status", "--short", "-uno", "--", "*.py"], **options
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+changes" if changes else commit
+
+
+def to_bytes(state: dict) -> bytes:
+    """Return what torch.save writes of a state."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def replace_file(path: Path, content: bytes) -> bool:
+    """Write to another file first, so that half of it is never seen; return whether it worked.
+    Only warns if it did not, so that a full disk does not end a run."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another run has another one
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
+        return True
+    except OSError as error:
         warnings.warn(f"{path} could not be written ({error}); the run goes on.", stacklevel=3)
+        return False
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-# --- 5. Learning rate -----------------------------------------------------------------------------
+# --- 7. Learning rate -----------------------------------------------------------------------------
+def range_test(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_lr=10.0) -> tuple:
+    """Train for config.lr_finder_steps batches while the learning rate grows by a constant factor.
+    Returns the rates and the losses before each step, two lists (Smith, 2015, arXiv:1506.01186).
+    Ends early when the loss is five times its lowest. The model stays as it was."""
+    steps = config.lr_finder_steps
+    lrs = []
+    losses = []
+    batches = itertools.chain.from_iterable(itertools.repeat(train_loader))  # pass after pass
+    with keep_random_state(config.device), keep_state(model):
+        if not model.training:
+            model.train()
+        optimizer = get_optimizer(model, start_lr, config)
+        scaler = get_scaler(config)
+        with progress_bar(total=steps, desc="LR finder") as bar:
+            for step, (images, labels) in zip(range(steps), batches, strict=False):
+                lr = start_lr * (end_lr / start_lr) ** (step / (steps - 1))
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                labels = labels.to(config.device)
+                loss, _ = train_step(model, images, labels, optimizer, scaler, config)
+                lrs.append(lr)
+                losses.append(loss.item())
+                bar.update()
+                if not losses[-1] <= 5 * min(losses):  # nor is NaN
+                    break
+    return lrs, losses
+
+
+def choose_peak(lrs: list[float], losses: list[float]) -> tuple[float, np.ndarray]:
+    """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
+    The loss falls, and rises again as the steps become too large. The peak is where it has climbed
+    halfway back, for the first time. Raises ValueError if there is no fall."""
+    is_finite = np.isfinite(losses)
+    n = len(losses) if is_finite.all() else is_finite.argmin()
+    smoothed = gaussian_filter1d(np.float64(losses[:n]), sigma=max(1, n / 40), mode="nearest")
+    if n == 0 or smoothed.argmin() < 5:
+        raise ValueError(f"The loss only rises: start below {lrs[0]:.2g}, or check the data.")
+    lowest = np.minimum.accumulate(smoothed)  # so far
+    fall = smoothed[0] - lowest
+    is_lost = (smoothed - lowest > fall / 2) & (fall > fall[-1] / 2)  # the second: no mere bump
+    end = is_lost.argmax() if is_lost.any() else n
+    return lrs[end - 1], smoothed
+
+
 def find_lr(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_lr=10.0) -> float:
     """Draw the loss while the learning rate grows, and return the peak to use with OneCycle.
-    The learning-rate range test (Smith, 2015, arXiv:1506.01186), by torch-lr-finder, trains a copy
-    of the model for config.lr_finder_steps batches. Raises ValueError if the loss never falls."""
+    A run in output_dir that goes on keeps its peak: then, there is no search. Raises ValueError if
+    the loss never falls, or if training could not start with this model, loader or folder."""
     if not 0 < start_lr < end_lr:
         raise ValueError(f"The range is {start_lr} to {end_lr}, but must rise from above 0.")
-    twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    optimizer, loss = get_optimizer(twin, start_lr, config), partial(compute_loss, config=config)
-    mixed = {"amp_config": get_autocast(config.device), "grad_scaler": get_scaler(config.device)}
-    finder = LRFinder(twin, optimizer, loss, amp_backend="torch", **mixed)
-    options = {"smooth_f": 0, "non_blocking_transfer": config.device.type == "cuda"}  # no lag
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        finder.range_test(train_loader, None, start_lr, end_lr, config.lr_finder_steps, **options)
-    lrs, losses = finder.history["lr"], finder.history["loss"]
+    saved = check_start(model, train_loader, config)
+    if saved:
+        print(f"The run in {shorten(config.output_dir)} keeps its peak of {saved['max_lr']:.3g}.")
+        figure = config.output_dir / "lr_finder.png"
+        if figure.exists():
+            show_picture(figure.read_bytes(), "LR finder", figure)
+        return saved["max_lr"]
+    lrs, losses = range_test(model, train_loader, config, start_lr, end_lr)
     max_lr, smoothed = choose_peak(lrs, losses)
     if max_lr == lrs[-1]:
         print(f"LR finder: up to {max_lr:.3g}, the loss hardly rose: try a higher end_lr.")
@@ -680,54 +1293,62 @@ def find_lr(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_l
     return max_lr
 
 
-def choose_peak(lrs: list[float], losses: list[float]) -> tuple[float, np.ndarray]:
-    """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
-    The loss falls, and rises again as the steps become too large. The peak is the last learning
-    rate before half of the fall is lost. Raises ValueError if there is no fall."""
-    n = [*np.isfinite(losses), False].index(False)
-    smoothed = gaussian_filter1d(np.float64(losses[:n]), sigma=max(1, n / 40), mode="nearest")
-    if n == 0 or smoothed.argmin() < 5:
-        raise ValueError(f"The loss only rises: start below {lrs[0]:.2g}, or check the data.")
-    fall = smoothed[0] - np.minimum.accumulate(smoothed)  # so far: behind a bump, more may come
-    is_lost = [*((smoothed > smoothed[0] - fall / 2) & (fall > fall[-1] / 2)), True]
-    return lrs[is_lost.index(True) - 1], smoothed
-
-
-# --- 6. Plots: saved in config.output_dir, and shown in a notebook --------------------------------
+# --- 8. Figures: saved in config.output_dir, and shown in a notebook ------------------------------
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito: colour-blind
 STYLE = {
-    "figure.constrained_layout.use": True, "savefig.dpi": 120, "legend.frameon": False,
-    "font.size": 11, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 120,
+    "legend.frameon": False,
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
     "figure.facecolor": "white",  # opaque: legible on a dark page too
     "text.parse_math": False,  # a class may be called "$5"
-}  # fmt: skip
-plot_style = partial(plt.style.context, ["default", STYLE])  # whatever style you have set
+}
+
+
+@contextmanager
+def plot_style():
+    """Draw in our style whatever yours is, but with your fonts: they may know more letters."""
+    fonts = ("font.family", "font.sans-serif", "font.serif", "font.monospace", "axes.unicode_minus")
+    with plt.style.context(["default", STYLE, {name: plt.rcParams[name] for name in fonts}]):
+        yield
 
 
 def show_figure(figure: plt.Figure, title: str, name: str, config: Config):
     """Title a figure, adding what is to be known of the run; save it as a PNG file and show it."""
     figure.suptitle(f"{title}\n({config.caveat})" if config.caveat else title, fontsize=13)
-    path, picture = config.output_dir / f"{name}.png", io.BytesIO()
+    picture = io.BytesIO()
     figure.savefig(picture, format="png")
-    replace_file(path, lambda file: file.write(picture.getbuffer()))
-    if "inline" in plt.get_backend():
-        plt.show()
-    elif hasattr(get_ipython(), "kernel"):  # a notebook with another backend
-        display.display(display.Image(picture.getvalue()))
-    else:  # in a terminal, a window would only hold up the run
-        print(f"Figure: {path}")
     plt.close(figure)
+    path = config.output_dir / f"{name}.png"
+    replace_file(path, picture.getvalue())
+    show_picture(picture.getvalue(), title, path)
+
+
+def show_picture(picture: bytes, title: str, path: Path):
+    """Show a PNG file in a notebook; in a terminal, a window would only hold up the run."""
+    if is_notebook():
+        display.display(display.Image(picture), metadata={"image/png": {"alt": title}})
+    else:
+        print(f"Figure: {shorten(path)}")
 
 
 def show_images(images, headings, columns: int, title: str, name: str, config: Config, heats=None):
     """Draw images (N, H, W, 3) in rows, with headings; heats: a map (H, W) from 0 to 1, or None."""
-    columns, heats = min(columns, len(images)), heats or [None] * len(images)
+    columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
+    heats = heats or [None] * len(images)
     width = min(max(11 / columns, 1.1), 2.2)  # inches, which hold the name of a class
     height = width + 0.18 * (1 + max(heading.count("\n") for heading in headings))
-    size = (max(columns * width, 6), rows * height + 0.6)
-    bare = {"frame_on": False, "xticks": [], "yticks": []}
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, subplot_kw=bare)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(max(columns * width, 6), rows * height + 0.6),
+        squeeze=False,
+        subplot_kw={"frame_on": False, "xticks": [], "yticks": []},
+    )
     for axis, image, heading, heat in zip(axes.flat, images, headings, heats, strict=False):
         axis.imshow(image, interpolation="nearest")
         axis.set_title(heading)
@@ -741,17 +1362,12 @@ def wrap_names(config: Config) -> list[str]:
     return [textwrap.fill(str(c), 14, max_lines=2, placeholder="...") for c in config.classes]
 
 
-def denormalize(images: Tensor, config: Config) -> np.ndarray:
-    """Turn normalised images (N, 3, H, W) into pictures (N, H, W, 3), float32 from 0 to 1."""
-    mean, std = torch.tensor([config.mean, config.std], device=images.device)
-    return (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1).cpu().numpy()
-
-
 @plot_style()
 def plot_lr_finder(lrs, losses, smoothed: np.ndarray, max_lr: float, config: Config):
     """Draw the losses of a range test, and the peak that was chosen."""
     figure, axis = plt.subplots(figsize=(8, 4))
-    fall, half = smoothed[0] - smoothed.min(), (smoothed[0] + smoothed.min()) / 2
+    fall = smoothed[0] - smoothed.min()
+    half = (smoothed[0] + smoothed.min()) / 2
     axis.plot(lrs, losses, ".", color=GREY, label="loss of one batch")
     axis.plot(lrs[: len(smoothed)], smoothed, color=BLUE, label="smoothed")
     axis.axhline(half, color=GREEN, linestyle=":", label="half of the fall")
@@ -767,7 +1383,9 @@ def plot_lr_finder(lrs, losses, smoothed: np.ndarray, max_lr: float, config: Con
 def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
     """Draw the first training images as they are, and below augmented as in training."""
     dataset = train_loader.dataset
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    check_same_data(get_made_with(train_loader), config)
+    check_count(count)
+    with keep_random_state(config.device):
         augmented, labels = dataset.__getitems__(range(min(count, len(dataset))))
     pictures = [*dataset.images[: len(labels)].cpu().numpy(), *denormalize(augmented, config)]
     names = [wrap_names(config)[label] for label in labels]
@@ -782,9 +1400,8 @@ def plot_history(history: dict[str, list[float]], config: Config):
     epochs = range(1, len(history["test_loss"]) + 1)
     units = {"loss": "mean cross-entropy per image", "accuracy": "accuracy (%)"}
     for axis, (name, unit) in zip(axes, units.items(), strict=False):
-        train, test = history[f"train_{name}"], history[f"test_{name}"]
-        axis.plot(epochs, train, ".--", color=ORANGE, label="train (augmented)")
-        axis.plot(epochs, test, ".-", color=BLUE, label="test")
+        axis.plot(epochs, history[f"train_{name}"], ".--", color=ORANGE, label="train (augmented)")
+        axis.plot(epochs, history[f"test_{name}"], ".-", color=BLUE, label="test")
         axis.set(title=f"{name.capitalize()}, train and test", xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[2].plot(history["lr"], color=GREEN, label=f"peak: {max(history['lr']):.3g}")
@@ -798,11 +1415,15 @@ def plot_history(history: dict[str, list[float]], config: Config):
 @plot_style()
 def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Config):
     """Draw how many test images of each class are taken for which, and the accuracy per class."""
-    logits, labels = predict(model, test_loader)
-    names, n = wrap_names(config), len(config.classes)
+    check_same_data(get_made_with(test_loader), config)
+    logits, labels = predict(model, test_loader, config.precision)
+    check_outputs(logits, config)
+    names = wrap_names(config)
+    n = len(config.classes)
     matrix = metrics.confusion_matrix(labels.cpu(), logits.argmax(1).cpu(), labels=range(n))
     with np.errstate(invalid="ignore"):  # a class without images has no accuracy: nan
         accuracies = 100 * matrix.diagonal() / matrix.sum(axis=1)
+
     figure, axis = plt.subplots(figsize=(8.5, 7.5))
     drawn = metrics.ConfusionMatrixDisplay(matrix)
     drawn.plot(ax=axis, cmap="Blues", colorbar=n > 20, include_values=n <= 20)
@@ -812,89 +1433,245 @@ def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Confi
     axis.set_xticks(shown, [names[i] for i in shown], rotation=45, ha="right")
     axis.set_yticks(shown, [f"{names[i]}: {accuracies[i]:.1f} %" for i in shown])
     axis.set(xlabel="predicted class", ylabel="true class, and its accuracy")
+
     pairs = np.triu(matrix + matrix.T, 1)
     title = "Not one mistake"
     if pairs.any():
-        first, second = (names[i] for i in np.unravel_index(pairs.argmax(), pairs.shape))
-        title = f"{first} and {second} are mixed up most: {pairs.max()} of {pairs.sum():,} mistakes"
+        first, second = np.unravel_index(pairs.argmax(), pairs.shape)
+        title = (
+            f"{names[first]} and {names[second]} are mixed up most: "
+            f"{pairs.max()} of {pairs.sum():,} mistakes"
+        )
     show_figure(figure, title[0].upper() + title[1:].replace("\n", " "), "confusion_matrix", config)
 
 
-# --- 7. Explanation: what the network got wrong, and where it looked ------------------------------
-# The mistakes on a test set, the highest loss first: normalised float32 images (M, 3, 32, 32), true
-# labels, predictions and their probabilities, cross-entropies, and positions, all (M,).
-Misclassified = namedtuple(
-    "Misclassified", "images labels predictions probabilities losses indices"
-)
+class Misclassified(NamedTuple):
+    """The mistakes of a model on a test set, the one with the highest loss first."""
+
+    images: Tensor  # normalised, float32 (M, 3, H, W)
+    labels: Tensor  # the true classes, int64 (M,)
+    predictions: Tensor  # int64 (M,)
+    probabilities: Tensor  # of the predictions, float32 (M,)
+    losses: Tensor  # cross-entropies, float32 (M,)
+    indices: Tensor  # positions in the test set, int64 (M,)
+    config: Config | None = None  # that of the loader, if it is one of ours
+    model: nn.Module | None = None
+    fingerprint: str | None = None  # of the model's weights as they were
 
 
 def get_misclassified(model: nn.Module, test_loader: Iterable) -> Misclassified:
     """Collect all mistakes, the one with the highest loss first."""
+    config = get_made_with(test_loader)
     batches = list(test_loader)  # one pass, so that images and logits belong together
-    logits, labels = predict(model, batches)
+    logits, labels = predict(model, batches, config and config.precision)
+    if config:
+        check_outputs(logits, config)
     losses = F.cross_entropy(logits, labels, reduction="none")
     probabilities, predictions = logits.softmax(1).max(1)
     order = losses.argsort(descending=True)
     wrong = order[(predictions != labels)[order]]
     print(f"{len(wrong)} of {len(labels):,} test images are misclassified")
     images = torch.cat([images for images, _ in batches]).to(wrong.device)
-    columns = (images, labels, predictions, probabilities, losses)
-    return Misclassified(*(column[wrong] for column in columns), wrong)
+    return Misclassified(
+        images[wrong],
+        labels[wrong],
+        predictions[wrong],
+        probabilities[wrong],
+        losses[wrong],
+        wrong,
+        config,
+        model,
+        get_fingerprint(model),
+    )
+
+
+def get_fingerprint(model: nn.Module) -> str:
+    """Return a text that is another one as soon as any weight or buffer is."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        if isinstance(value, Tensor):
+            digest.update(value.cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_mistakes(misclassified: Misclassified, model: nn.Module | None, config: Config):
+    """Raise ValueError if mistakes are of another model, or of other settings of the data."""
+    check_same_data(misclassified.config, config)
+    if model and misclassified.fingerprint not in (None, get_fingerprint(model)):
+        raise ValueError(
+            "These are the mistakes of another model, or it was trained since: "
+            "run the cell with get_misclassified again."
+        )
+
+
+def check_count(count: int):
+    """Raise ValueError if there would be nothing to draw."""
+    if count < 1:
+        raise ValueError(f"count is {count}, but must be 1 or more.")
 
 
 @plot_style()
 def plot_misclassified(misclassified: Misclassified, config: Config, count: int = 10):
     """Draw the first misclassified images with predicted class, its probability, and true class."""
-    total, names = len(misclassified.images), wrap_names(config)
+    check_mistakes(misclassified, misclassified.model, config)
+    check_count(count)
+    total = len(misclassified.images)
     if total == 0:
         print("The model made no mistake: there are no misclassified images to show.")
         return
-    images, labels, predictions, probabilities, *_ = (column[:count] for column in misclassified)
+    names = wrap_names(config)
     headings = [
         f"predicted {names[prediction]} ({probability:.0%})\ntrue {names[label]}"
-        for label, prediction, probability in zip(labels, predictions, probabilities, strict=True)
+        for label, prediction, probability in zip(
+            misclassified.labels[:count],
+            misclassified.predictions[:count],
+            misclassified.probabilities[:count],
+            strict=True,
+        )
     ]
-    title = f"{len(images)} of {total:,} mistakes on the test images: the highest losses"
-    show_images(denormalize(images, config), headings, 5, title, "misclassified", config)
-
-
-def get_map_size(model: nn.Module, layer: nn.Module) -> tuple[int, int]:
-    """Return height and width of a layer's maps of a 32 x 32 image; ValueError if it makes none."""
-    shapes = []
-    with layer.register_forward_hook(lambda *seen: shapes.append(getattr(seen[-1], "shape", ()))):
-        predict(model, [(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64))])
-    # A square image makes square maps, unless height and width stand elsewhere, as in (N, H, W, C).
-    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][2] != shapes[0][3]:
-        found, wanted = [tuple(shape) for shape in shapes], "maps (N, C, H, W), once in a pass"
-        raise ValueError(f"This layer makes {found} of an image: choose one that makes {wanted}.")
-    return tuple(shapes[0][2:])
+    title = f"{len(headings)} of {total:,} mistakes on the test images: the highest losses"
+    pictures = denormalize(misclassified.images[:count], config)
+    show_images(pictures, headings, 5, title, "misclassified", config)
 
 
 @plot_style()
 def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, count: int = 10):
     """Draw where the network looked in the first mistakes, for the predicted and the true class.
     A column per mistake: the image, and below it the heat maps of both classes, each scaled to its
-    own range, by grad-cam (Selvaraju et al., 2016, arXiv:1610.02391). Raises ValueError for a
-    target_layer without maps of at least 5 x 5 pixels."""
-    height, width = get_map_size(model, target_layer)
-    if min(height, width) < 5:
-        way_out = "choose an earlier layer; in ResNet18, the maps of model.layer3[-1] are 8 x 8"
-        raise ValueError(f"The layer's maps are only {height} x {width} pixels: {way_out}.")
-    if not len(misclassified.images):
+    own range. Raises ValueError for a target_layer without maps of at least 5 x 5 pixels, and for
+    the mistakes of another model."""
+    check_mistakes(misclassified, model, config)
+    check_count(count)
+    images = misclassified.images[:count]
+    blank = torch.zeros(1, 3, config.image_size, config.image_size)
+    height, width = check_layer(model, target_layer, images if len(images) else blank)
+    if not len(images):
         print("The model made no mistake: there are no misclassified images to show.")
         return
-    images, labels, predictions, *_ = (column[:count] for column in misclassified)
-    names, headings, heats = wrap_names(config), ["image"] * len(images), [None] * len(images)
-    # grad-cam keeps the layer's output itself, so what follows gets a copy: it may work in place.
-    hook = partial(target_layer.register_forward_hook, lambda module, images, maps: maps.clone())
-    with keep_modes(model), GradCAM(model, [target_layer]) as cam, hook():
-        for kind, classes in (("predicted", predictions), ("true", labels)):
-            # A copy for the first layer, too; with gradients even if the network is frozen.
-            inputs = images.clone().requires_grad_().clone()
-            # One target per image, or only the first counts.
-            heats += [*cam(inputs, [ClassifierOutputTarget(i) for i in classes.tolist()])]
-            headings += [f"{kind}\n{names[i]}" for i in classes.tolist()]
-    model.zero_grad()
+
+    names = wrap_names(config)
+    headings = ["image"] * len(images)
+    heats = [None] * len(images)
+    classes = {"predicted": misclassified.predictions, "true": misclassified.labels}
+    for kind, labels in classes.items():
+        labels = labels[:count].tolist()
+        heats += explain(model, target_layer, images, labels)
+        headings += [f"{kind}\n{names[label]}" for label in labels]
     pictures = [*denormalize(images, config)] * 3
     title = f"GradCAM ({height} x {width} pixels): bright is what speaks for the class"
     show_images(pictures, headings, len(images), title, "gradcam", config, heats)
+
+
+def check_layer(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[int, int]:
+    """Return height and width of a layer's maps; ValueError if they are too coarse for GradCAM."""
+    height, width = get_map_size(model, layer, images)
+    if min(height, width) < 5:
+        raise ValueError(
+            f"The layer's maps are only {height} x {width} pixels: choose an earlier layer; "
+            "in ResNet18, the maps of model.layer3[-1] are 8 x 8."
+        )
+    return height, width
+
+
+def explain(model: nn.Module, layer: nn.Module, images: Tensor, labels: list[int]) -> list:
+    """Return GradCAM's map (H, W), from 0 to 1, of what speaks for its label in each image
+    (Selvaraju et al., 2016, arXiv:1610.02391), by the library grad-cam."""
+    device = next(model.parameters()).device
+    images = images.to(device, torch.float32, copy=True).contiguous()
+    images.requires_grad_()  # so that there are gradients even if the network is frozen
+    targets = [ClassifierOutputTarget(label) for label in labels]  # one each, or only one counts
+    cam = GradCAM(model, [layer])
+    # grad-cam keeps the layer's output itself: what follows gets a copy, as it may work in place.
+    hook = layer.register_forward_hook(lambda module, inputs, maps: maps.clone())
+    with cam, hook, torch.enable_grad(), keep_modes(model):
+        heats = cam(images.clone(), targets)  # a copy for the first layer, too
+    model.zero_grad()
+    return [*heats]
+
+
+def read_picture(picture, size: int) -> Tensor:
+    """Return a picture, cropped to a square in its middle, as uint8 (1, 3, size, size).
+    picture: a path, a file, or an image of PIL. Raises ValueError if PIL cannot read it."""
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        image = ImageOps.exif_transpose(image)  # as the camera was held
+        if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel, of which PIL would cut off
+            pixels = np.float64(image)
+            image = Image.fromarray(np.uint8(255 * pixels / max(pixels.max(), 1)))
+        image = image.convert("RGBA")  # what is transparent shall be white
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    except OSError as error:
+        raise ValueError(f"{picture} is no picture that can be read: {error}.") from None
+    image = ImageOps.fit(image.convert("RGB"), (size, size))
+    return torch.tensor(np.array(image)).permute(2, 0, 1)[None]
+
+
+@plot_style()
+def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None):
+    """Draw what the network sees of your own picture, its three likeliest classes with their
+    probabilities and, if a target_layer is given, GradCAM's map for the likeliest.
+    picture: whatever PIL reads, of any size and shape. Raises ValueError if it cannot be read."""
+    normalize = Normalize(config.mean, config.std)
+    images = normalize(read_picture(picture, config.image_size))
+    with torch.no_grad(), keep_modes(model):
+        logits = forward(model.eval(), images, config.precision)
+    check_outputs(logits, config)
+    probabilities, labels = logits.softmax(1)[0].cpu().topk(min(3, len(config.classes)))
+    names = [wrap_names(config)[label] for label in labels]
+
+    columns = 3 if target_layer else 2
+    figure, axes = plt.subplots(1, columns, figsize=(3.2 * columns, 3.2))
+    shown = denormalize(images, config)[0]
+    for axis in axes[:-1]:
+        axis.imshow(shown, interpolation="nearest")
+        axis.set_axis_off()
+    axes[0].set_title(f"what the network sees: {config.image_size} x {config.image_size}")
+    if target_layer:
+        check_layer(model, target_layer, images)
+        (heat,) = explain(model, target_layer, images, labels[:1].tolist())
+        axes[1].imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
+        axes[1].set_title(f"what speaks for {names[0]}")
+    bars = axes[-1].barh(names[::-1], (100 * probabilities.flip(0)).tolist(), color=BLUE)
+    axes[-1].bar_label(bars, fmt="%.1f %%", padding=3)
+    axes[-1].set(xlim=(0, 125), xticks=(0, 50, 100), xlabel="probability (%)")
+    title = f"{names[0]}: {probabilities[0]:.0%}".replace("\n", " ")
+    show_figure(figure, title, "prediction", config)
+
+
+@plot_style()
+def plot_comparison(runs: dict[str, str | Path], config: Config):
+    """Draw test accuracy and loss of several runs, each given by its name and its output_dir.
+    The legend names the best first; the title, all settings in which the runs differ. A run that is
+    not finished is drawn as far as it is. Raises ValueError for a folder without a run."""
+    records = {}
+    for name, folder in runs.items():
+        records[name] = read_run(find_folder(folder))
+        if records[name] is None:
+            raise ValueError(f"There is no run in {folder}: name the output_dir of one.")
+    names = sorted(records, key=lambda name: records[name]["history"]["test_accuracy"][-1])[::-1]
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    for name in names:
+        history = records[name]["history"]
+        done = len(history["test_loss"])
+        epochs = range(1, done + 1)
+        planned = records[name]["run"]["epochs"]
+        note = "" if done == planned else f" ({done} of {planned} epochs)"
+        accuracy = f"{name}{note}: {history['test_accuracy'][-1]:.2f} %"
+        axes[0].plot(epochs, history["test_accuracy"], ".-", label=accuracy)
+        axes[1].plot(
+            epochs, history["test_loss"], ".-", label=f"{name}: {history['test_loss'][-1]:.4f}"
+        )
+    axes[0].set(title="Test accuracy", xlabel="epoch", ylabel="accuracy (%)")
+    axes[1].set(title="Test loss", xlabel="epoch", ylabel="mean cross-entropy per image")
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend()
+
+    differences = []
+    for setting in records[names[0]]["run"]:
+        values = [str(records[name]["run"].get(setting)) for name in names]
+        if len(set(values)) > 1 and setting != "number of steps":
+            differences.append(f"{setting.replace('_', ' ')}: {', '.join(values)}")
+    told = "\n".join(textwrap.wrap("; ".join(differences) or "the same settings", 100))
+    show_figure(figure, f"Test accuracy and loss, the best first\n{told}", "comparison", config)
