@@ -10,63 +10,136 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import utils
-from conftest import make_small_model, take_snapshot
+from helpers import make_small_model, take_snapshot
 from models.resnet import ResNet18
 
 CURVES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "lr")
 HISTORY = {name: [40.0 + i, 80.0, 77.5] for i, name in enumerate(CURVES)}
-ODD = {"text.color": "red", "image.origin": "lower", "savefig.transparent": True, "font.size": 25}
+ODD_STYLE = {
+    "text.color": "red",
+    "image.origin": "lower",
+    "savefig.transparent": True,
+    "font.size": 25,
+}
 
 
-def test_looks_leave_all_as_it_was_in_any_style(model, loaders, config, shown, monkeypatch):
-    fork_rng = torch.random.fork_rng  # without its devices, it warns of a second GPU
-    monkeypatch.setattr(torch.random, "fork_rng", lambda devices, **_: fork_rng(devices))
+# All figures, drawn once in matplotlib's style, and once in an odd one
+def look_at_everything(model, train_loader, test_batches, config):
+    """Call everything that only looks."""
+    utils.show_summary(model)
+    utils.get_map_size(model, model[0])
+    utils.plot_samples(train_loader, config)
+    utils.find_lr(model, train_loader, config)
+    utils.plot_history(HISTORY, config)
+    utils.plot_confusion_matrix(model, test_batches, config)
+    found = utils.get_misclassified(model, test_batches)
+    utils.plot_misclassified(found, config)
+    utils.plot_gradcam(model, found, config, target_layer=model[0])
+
+
+@pytest.fixture(scope="module")
+def looks(tmp_path_factory):
+    """Look at everything twice; return what was before and after, the pictures and the titles."""
+    folder = tmp_path_factory.mktemp("looks")
+    own = {"train_images": 80, "lr_finder_steps": 40, "precision": "float32"}
+    config = utils.get_config("quick", device="cpu", output_dir=folder, **own)
+    train_loader, test_loader = utils.get_dataloaders(config)
+    test_batches = list(test_loader)  # a DataLoader draws a number in every pass
+    model = make_small_model()
     model[1].eval()  # one frozen layer
-    train_loader, test_loader = loaders[0], list(loaders[1])  # a DataLoader draws in every pass
-    before, pictures = take_snapshot(model), []
-    for style in ("default", ["dark_background", ODD]):
-        with plt.style.context(style):
-            utils.show_summary(model)
-            utils.plot_samples(train_loader, config)
-            utils.find_lr(model, train_loader, config)
-            utils.plot_history(HISTORY, config)
-            utils.plot_confusion_matrix(model, test_loader, config)
-            found = utils.get_misclassified(model, test_loader)
-            utils.plot_misclassified(found, config)
-            utils.plot_gradcam(model, found, config, target_layer=model[0])
-        pictures.append({path.name: path.read_bytes() for path in config.output_dir.iterdir()})
-    assert take_snapshot(model) == before
-    assert pictures[0] == pictures[1]
+
+    titles = []
+    show_figure = utils.show_figure
+
+    def note(figure, *others):
+        show_figure(figure, *others)
+        titles.append(figure.get_suptitle())
+
+    before = take_snapshot(model)
+    pictures = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "show_figure", note)
+        for style in ("default", ["dark_background", ODD_STYLE]):
+            with plt.style.context(style):
+                look_at_everything(model, train_loader, test_batches, config)
+            pictures.append({path.name: path.read_bytes() for path in folder.glob("*.png")})
+    return SimpleNamespace(
+        before=before, after=take_snapshot(model), pictures=pictures, titles=titles, folder=folder
+    )
+
+
+def test_looks_change_nothing_of_the_model_nor_the_random_state(looks):
+    assert looks.after == looks.before
+
+
+def test_there_are_six_figures_and_none_stays_open(looks):
+    names = {path.stem for path in looks.folder.iterdir()}
+    first = {"samples", "lr_finder", "history"}
+    assert names == first | {"confusion_matrix", "misclassified", "gradcam"}
     assert plt.get_fignums() == []
-    corners = [plt.imread(path)[0, 0].tolist() for path in config.output_dir.iterdir()]
-    assert corners == [[1, 1, 1, 1]] * 6, "white, opaque"
-    assert all("not CIFAR-10" in title for _, title in shown)
 
 
-TOLD = {"module://matplotlib_inline.backend_inline": "INLINE", "nbagg": "DISPLAY", "agg": "Figure"}
+def test_figures_are_the_same_whatever_style_is_set(looks):
+    assert looks.pictures[0] == looks.pictures[1]
 
 
-@pytest.mark.parametrize("backend", TOLD)
-def test_figures_are_shown_in_notebooks_or_told(config, monkeypatch, capsys, backend):
-    monkeypatch.setattr(plt, "get_backend", lambda: backend)
-    monkeypatch.setattr(plt, "show", lambda: print("INLINE"))
-    monkeypatch.setattr(utils.display, "display", lambda _: print("DISPLAY"))
-    kernel = None if backend == "agg" else SimpleNamespace(kernel=1)  # a terminal has none
-    monkeypatch.setattr(utils, "get_ipython", lambda: kernel)
-    config.output_dir.touch()  # nothing can be saved in a file, but is shown anyway
+def test_figures_are_opaque_white(looks):
+    corners = [plt.imread(path)[0, 0].tolist() for path in looks.folder.iterdir()]
+    assert corners == [[1, 1, 1, 1]] * 6
+
+
+def test_every_title_tells_that_digits_are_not_cifar10(looks):
+    assert len(looks.titles) == 12
+    assert all("not CIFAR-10" in title for title in looks.titles)
+
+
+# Where figures go
+@pytest.fixture
+def unwritable(config):
+    """A config in whose folder nothing can be saved, since it is a file."""
+    config.output_dir.touch()
+    return config
+
+
+def test_in_a_notebook_a_figure_is_shown_even_if_it_cannot_be_saved(unwritable, monkeypatch):
+    displayed = []
+    monkeypatch.setattr(utils, "get_ipython", lambda: SimpleNamespace(kernel=1))
+    monkeypatch.setattr(utils.display, "display", lambda *given, **_: displayed.extend(given))
     with pytest.warns(UserWarning, match="could not be written"):
-        utils.plot_history(HISTORY, config)
-    printed = capsys.readouterr().out
-    assert [word for word in TOLD.values() if word in printed] == [TOLD[backend]]
+        utils.plot_history(HISTORY, unwritable)
+    (picture,) = displayed
+    assert picture.data.startswith(b"\x89PNG")
 
 
-def test_history_shows_both_curves_and_the_last_accuracy(make_config, shown):
+def test_in_a_terminal_the_figures_file_is_told(config, capsys):
+    utils.plot_history(HISTORY, config)
+    assert "history.png" in capsys.readouterr().out
+
+
+# The history
+def test_history_is_titled_with_the_last_accuracy_not_the_best(make_config, shown):
     utils.plot_history(HISTORY, make_config("full"))
-    assert shown[0][1] == "Test accuracy after epoch 3: 77.50 %", "not the best; no caveat"
+    assert shown[0][1] == "Test accuracy after epoch 3: 77.50 %", "and a full run has no caveat"
+
+
+def test_history_shows_train_and_test_and_every_learning_rate(config, shown):
+    utils.plot_history(HISTORY, config)
     lines = [line for axis in shown[0][0].axes for line in axis.lines]
     assert [line.get_label().split()[0] for line in lines] == ["train", "test"] * 2 + ["peak:"]
     assert [[*line.get_ydata()] for line in lines] == [HISTORY[name] for name in CURVES]
-    assert {line.get_marker() for line in lines[:4]} == {"."}, "so that a single epoch is seen"
+
+
+def test_history_of_a_single_epoch_is_seen(config, shown):
+    utils.plot_history({name: values[:1] for name, values in HISTORY.items()}, config)
+    curves = [line for axis in shown[0][0].axes[:2] for line in axis.lines]
+    assert {line.get_marker() for line in curves} == {"."}, "a line needs two points"
+
+
+# Mistakes
+NAMES = ("$5", "$10", "$20", "a_b^2", "x" * 60, "one of very many words " * 4, *"6789")
+WRONG = (17, 4, 29)  # the positions of the mistakes, from the highest loss on
+PREDICTED = (2, 9, 0)
+TRUE = (7, 4, 9)
 
 
 class Reader(nn.Linear):
@@ -76,39 +149,94 @@ class Reader(nn.Linear):
         return images[:, 0, 0, :10]
 
 
-def test_mistakes_are_found_sorted_counted_and_shown(make_config, shown):
-    names = ["$5", "$10", "$20", "a_b^2", "x" * 60, "one of very many words " * 4, *"6789"]
-    labels, images = torch.arange(30) % 10, torch.zeros(30, 3, 32, 32)
+@pytest.fixture
+def answers():
+    """27 images and labels; the logits stand in the first channel, the position in the second."""
+    labels = torch.arange(30) % 10
     logits = 5.0 * torch.eye(10)[labels]
-    logits[[17, 4, 29], [2, 9, 0]] = torch.tensor([12.0, 8.0, 6.0])  # three mistakes
-    images[:, 0, 0, :10], images[:, 1, 0, 0] = logits, torch.arange(30)
-    items = [item for item in zip(images, labels, strict=True) if item[1] != 5]
-    model, config = Reader(1, 1), make_config(classes=names)
-    loader = DataLoader(items, 8, shuffle=True)
+    logits[WRONG, PREDICTED] = torch.tensor([12.0, 8.0, 6.0])
+    images = torch.zeros(30, 3, 32, 32)
+    images[:, 0, 0, :10] = logits
+    images[:, 1, 0, 0] = torch.arange(30)
+    return [item for item in zip(images, labels, strict=True) if item[1] != 5]
 
-    found = utils.get_misclassified(model, loader)
-    assert found.images[:, 1, 0, 0].tolist() == [17, 4, 29], "numbered in the second channel"
-    assert (found.labels.tolist(), found.predictions.tolist()) == ([7, 4, 9], [2, 9, 0])
+
+@pytest.fixture
+def reader():
+    return Reader(1, 1)
+
+
+def test_mistakes_are_found_in_all_batches_the_highest_loss_first(answers, reader):
+    found = utils.get_misclassified(reader, DataLoader(answers, 8, shuffle=True))
+    assert found.images[:, 1, 0, 0].tolist() == [*WRONG]
+    assert found.labels.tolist() == [*TRUE]
+    assert found.predictions.tolist() == [*PREDICTED]
+
+
+def test_mistakes_have_their_probability_and_their_loss(answers, reader):
+    found = utils.get_misclassified(reader, DataLoader(answers, 8))
     highest = np.exp([12.0, 8.0, 6.0])
     total = highest + np.exp(5.0) + 8  # the true class, and eight others
     np.testing.assert_allclose(found.probabilities, highest / total, rtol=1e-4)
     np.testing.assert_allclose(found.losses, np.log(total) - 5, rtol=1e-4)
-    utils.plot_misclassified(found, config)
-    headings = [axis.get_title() for axis in shown[0][0].axes if axis.get_title()]
-    assert (len(headings), headings[0]) == (3, "predicted $20 (100%)\ntrue 7")
-    assert not shown[0][0].axes[0].title.get_parse_math(), "$ is no formula"
-    assert "3 of 3 mistakes" in shown[0][1]
-    utils.plot_confusion_matrix(model, loader, config)
-    axis = shown[1][0].axes[0]
-    matrix = axis.get_images()[0].get_array()
-    cells = matrix[[7, 4, 9], [2, 9, 0]].tolist()  # a row is a true class
-    assert (cells, matrix.trace(), matrix.sum()) == ([1, 1, 1], 24, 27)
-    assert "1 of 3 mistakes" in shown[1][1]
-    rows = [label.get_text() for label in axis.get_yticklabels()]
-    assert (rows[0], rows[5][-7:], rows[7]) == ("$5: 100.0 %", ": nan %", "7: 66.7 %")
-    columns = [label.get_text() for label in axis.get_xticklabels()]
-    assert columns[:4] == names[:4]
-    assert max(len(line) for column in columns for line in column.split("\n", 1)) <= 16
+
+
+def test_mistakes_have_their_position_in_the_test_set(answers, reader):
+    found = utils.get_misclassified(reader, DataLoader(answers, 8))
+    positions = [int(answers[index][0][1, 0, 0]) for index in found.indices]
+    assert positions == [*WRONG]
+
+
+def test_gallery_names_predicted_class_probability_and_true_class(
+    answers, reader, make_config, shown
+):
+    found = utils.get_misclassified(reader, DataLoader(answers, 8))
+    utils.plot_misclassified(found, make_config(classes=NAMES))
+    figure, title = shown[0]
+    headings = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert len(headings) == 3
+    assert headings[0] == "predicted $20 (100%)\ntrue 7"
+    assert "3 of 3 mistakes" in title
+
+
+def test_a_dollar_in_the_name_of_a_class_is_no_formula(answers, reader, make_config, shown):
+    found = utils.get_misclassified(reader, DataLoader(answers, 8))
+    utils.plot_misclassified(found, make_config(classes=NAMES))
+    assert not shown[0][0].axes[0].title.get_parse_math()
+
+
+@pytest.fixture
+def matrix(answers, reader, make_config, shown):
+    """The confusion matrix of the three mistakes: its axis, its numbers and its title."""
+    loader = DataLoader(answers, 8, shuffle=True)
+    utils.plot_confusion_matrix(reader, loader, make_config(classes=NAMES))
+    figure, title = shown[0]
+    axis = figure.axes[0]
+    return SimpleNamespace(axis=axis, numbers=axis.get_images()[0].get_array(), title=title)
+
+
+def test_confusion_matrix_has_a_row_for_each_true_class(matrix):
+    assert matrix.numbers[TRUE, PREDICTED].tolist() == [1, 1, 1]
+    assert matrix.numbers.trace() == 24
+    assert matrix.numbers.sum() == 27
+
+
+def test_confusion_matrix_names_the_pair_that_is_mixed_up_most(matrix):
+    assert "1 of 3 mistakes" in matrix.title
+
+
+def test_confusion_matrix_tells_the_accuracy_of_each_class(matrix):
+    rows = [label.get_text() for label in matrix.axis.get_yticklabels()]
+    assert rows[0] == "$5: 100.0 %"
+    assert rows[7] == "7: 66.7 %"
+    assert rows[5].endswith(": nan %"), "there are no images of this class"
+
+
+def test_long_names_of_classes_are_cut_and_short_ones_are_not(matrix):
+    columns = [label.get_text() for label in matrix.axis.get_xticklabels()]
+    assert columns[:4] == [*NAMES[:4]]
+    assert max(len(line) for column in columns for line in column.splitlines()) <= 16
+    assert max(len(column.splitlines()) for column in columns) == 2
 
 
 def test_confusion_matrix_of_100_classes_is_readable(make_config, shown):
@@ -117,44 +245,93 @@ def test_confusion_matrix_of_100_classes_is_readable(make_config, shown):
     utils.plot_confusion_matrix(make_small_model(100), batches, config)
     axis = shown[0][0].axes[0]
     assert not [text for text in axis.texts if text.get_visible()], "no numbers"
-    ticks = [label.get_text() for label in (*axis.get_xticklabels(), *axis.get_yticklabels())]
-    assert [tick.split(":")[0] for tick in ticks] == [f"class {i}" for i in range(0, 100, 5)] * 2
+    names = [f"class {i}" for i in range(0, 100, 5)]
+    assert [label.get_text() for label in axis.get_xticklabels()] == names
+    assert [label.get_text().split(":")[0] for label in axis.get_yticklabels()] == names
 
 
-def test_pictures_have_true_colours_and_are_not_turned_or_smoothed(make_config, shown):
-    config = make_config(mean=(0.1, 0.4, 0.7), std=(0.2, 0.3, 0.5), cutout_size=0, crop_padding=0)
-    loaders = utils.get_dataloaders(config)
-    for loader in loaders:
-        loader.dataset.images = torch.randint(0, 256, (10, 32, 32, 3), dtype=torch.uint8)
-    images, labels = loaders[1].dataset.__getitems__(range(10))
-    model, before = nn.Sequential(nn.ReLU(inplace=True), *make_small_model()), images.clone()
-    found = utils.get_misclassified(model, [(images, (labels + 1) % 10)])
-    assert torch.equal(images, before), "a network that works in place does not change them"
-    utils.plot_gradcam(model, found, config, target_layer=model[1])
-    utils.plot_misclassified(found, config)
-    utils.plot_samples(loaders[0], config)
-    drawn = [[a.get_images()[0] for a in f.axes if a.get_images()] for f, _ in shown]
-    gradcam, gallery, samples = ([image.get_array() for image in images] for images in drawn)
-    assert drawn[1][0].get_interpolation() == "nearest"
-    expected = [*loaders[1].dataset.images[found.indices] / 255]
-    np.testing.assert_allclose([*gradcam[: len(found.images)], *gallery], expected * 2, atol=1e-5)
-    np.testing.assert_array_equal(samples[:10], loaders[0].dataset.images)
-    for picture, image in zip(samples[10:], samples[:10], strict=True):  # mirrored or not
-        assert min(abs(picture - i / 255).max() for i in (image, image[:, ::-1])) < 1e-5
+# Pictures
+@pytest.fixture
+def noise(make_config):
+    """Ten images of random pixels, whose mean and deviation are not those of digits."""
+    own = {"mean": (0.1, 0.4, 0.7), "std": (0.2, 0.3, 0.5), "cutout_size": 0, "crop_padding": 0}
+    config = make_config(**own)
+    pixels = torch.randint(0, 256, (10, 32, 32, 3), dtype=torch.uint8)
+    labels = torch.arange(10)
+    augment, normalize = utils.get_transforms(config)
+    return SimpleNamespace(
+        config=config,
+        pixels=pixels,
+        train_loader=utils.make_loader(pixels, labels, augment, config),
+        test_loader=utils.make_loader(pixels, labels, normalize, config),
+    )
+
+
+@pytest.fixture
+def pictures(noise, shown):
+    """Return a function that lists the pictures of the figure that was drawn last."""
+    return lambda: [axis.get_images()[0] for axis in shown[-1][0].axes if axis.get_images()]
+
+
+def test_gallery_and_gradcam_show_the_images_as_they_were_stored(noise, pictures):
+    model = make_small_model()
+    found = utils.get_misclassified(model, noise.test_loader)
+    expected = [*noise.pixels[found.indices] / 255]
+    assert len(expected) > 2
+
+    utils.plot_misclassified(found, noise.config)
+    gallery = [picture.get_array() for picture in pictures()]
+    np.testing.assert_allclose(gallery, expected, atol=1e-5)
+
+    utils.plot_gradcam(model, found, noise.config, target_layer=model[0])
+    gradcam = [picture.get_array() for picture in pictures()]
+    np.testing.assert_allclose(gradcam[: len(expected)], expected, atol=1e-5)
+
+
+def test_samples_show_the_images_as_they_were_stored_and_augmented(noise, pictures):
+    utils.plot_samples(noise.train_loader, noise.config)
+    drawn = [picture.get_array() for picture in pictures()]
+    np.testing.assert_array_equal(drawn[:10], noise.pixels)
+    for augmented, image in zip(drawn[10:], noise.pixels.numpy() / 255, strict=True):
+        mirrored = image[:, ::-1]
+        assert min(abs(augmented - image).max(), abs(augmented - mirrored).max()) < 1e-5
+
+
+def test_small_images_are_not_smoothed(noise, pictures):
+    utils.plot_samples(noise.train_loader, noise.config)
+    assert {picture.get_interpolation() for picture in pictures()} == {"nearest"}
+
+
+def test_a_network_that_works_in_place_does_not_change_the_images(noise):
+    images, labels = next(iter(noise.test_loader))
+    before = images.clone()
+    model = nn.Sequential(nn.ReLU(inplace=True), *make_small_model())
+    found = utils.get_misclassified(model, [(images, labels)])
+    kept = found.images.clone()
+    utils.plot_gradcam(model, found, noise.config, target_layer=model[1])
+    assert torch.equal(images, before)
+    assert torch.equal(found.images, kept)
+
+
+# GradCAM
+SQUARES = [(slice(i, i + 8), slice(i, i + 8)) for i in (0, 12, 24)]
 
 
 @pytest.fixture
 def explain(config, shown):
     """Return a function that draws GradCAM of two images with a red, a green and a blue square."""
-    images, labels = torch.zeros(2, 3, 32, 32), torch.tensor([1, 2])
-    images[:, 0, :8, :8] = images[:, 1, 12:20, 12:20] = images[:, 2, 24:, 24:] = 1
+    images = torch.zeros(2, 3, 32, 32)
+    for channel, (rows, columns) in enumerate(SQUARES):
+        images[:, channel, rows, columns] = 1
+    labels = torch.tensor([1, 2])
     found = utils.Misclassified(images, labels, labels - 1, labels / 4, labels / 2, labels)
 
     def explain(model, layer):
         utils.plot_gradcam(model, found, config, target_layer=layer)
         axes = shown[-1][0].axes
+        headings = [axis.get_title() for axis in axes]
         maps = [axis.get_images()[1].get_array() for axis in axes if len(axis.get_images()) > 1]
-        return [axis.get_title() for axis in axes], maps
+        return headings, maps
 
     return explain
 
@@ -165,36 +342,56 @@ def test_gradcam_explains_each_image_for_its_own_two_classes(explain):
     conv.weight = nn.Parameter(torch.eye(10)[:, :3, None, None].clone())
     model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     headings, maps = explain(model.requires_grad_(False), conv)
-    assert headings == [*["image"] * 2, *["predicted\n0", "predicted\n1", "true\n1", "true\n2"]]
-    squares = [(slice(i, i + 8),) * 2 for i in (0, 12, 24)]
-    means = [[heat[square].mean() for square in squares] for heat in maps]
-    np.testing.assert_allclose(means, np.eye(3)[[0, 1, 1, 2]], atol=0.1)  # predicted, true
+    assert headings[:2] == ["image", "image"]
+    assert headings[2:] == ["predicted\n0", "predicted\n1", "true\n1", "true\n2"]
+    means = [[heat[square].mean() for square in SQUARES] for heat in maps]
+    np.testing.assert_allclose(means, np.eye(3)[[0, 1, 1, 2]], atol=0.1)
 
 
 def test_gradcam_is_the_same_when_what_follows_works_in_place(explain):
-    models = make_small_model(), make_small_model()
-    models[1][2].inplace = True
-    first, second = (explain(model, model[1])[1] for model in models)
+    plain = make_small_model()
+    in_place = make_small_model()
+    in_place[2].inplace = True
+    _, first = explain(plain, plain[1])
+    _, second = explain(in_place, in_place[1])
     assert np.ptp(first) > 0.5
     np.testing.assert_array_equal(first, second)
 
 
-NO_MAPS = [(lambda x: x.permute(0, 2, 3, 1), 1), (lambda x: x.flatten(2), 1), (lambda x: [x], 1)]
+NO_MAPS = {
+    "channels last": (lambda maps: maps.permute(0, 2, 3, 1), 1),
+    "three dimensions": (lambda maps: maps.flatten(2), 1),
+    "a list": (lambda maps: [maps], 1),
+    "called twice": (lambda maps: maps, 2),
+    "never called": (lambda maps: maps, 0),
+}
 
 
-@pytest.mark.parametrize(("forward", "calls"), [*NO_MAPS, (lambda x: x, 2), (lambda x: x, 0)])
-def test_layer_without_maps_is_told_what_is_needed(explain, forward, calls):
-    model, layer = make_small_model(), nn.ReLU()
+@pytest.mark.parametrize("case", NO_MAPS)
+def test_a_layer_without_maps_is_told_what_is_needed(explain, case):
+    forward, calls = NO_MAPS[case]
+    layer = nn.ReLU()
     layer.forward = forward
-    model.forward = lambda images: (images[:, 0], [layer(images) for _ in range(calls)])[0]
+    model = make_small_model()
+
+    def run(images):
+        for _ in range(calls):
+            layer(images)
+        return images[:, 0]
+
+    model.forward = run
     with pytest.raises(ValueError, match=r"maps \(N, C, H, W\).*once"):
         explain(model, layer)
 
 
-def test_coarse_maps_and_no_mistake_are_told(explain, config, capsys):
-    model, nothing = ResNet18(), utils.Misclassified(*[torch.zeros(0)] * 6)
+def test_maps_that_are_too_coarse_are_refused_with_a_layer_that_will_do(explain):
+    model = ResNet18()
     with pytest.raises(ValueError, match=r"4 x 4.*model\.layer3\[-1\].*8 x 8"):
         explain(model, model.layer4[-1])
+
+
+def test_a_model_without_a_mistake_is_told_by_gallery_and_gradcam(model, config, capsys):
+    nothing = utils.Misclassified(*[torch.zeros(0)] * 6)
     utils.plot_misclassified(nothing, config)
-    utils.plot_gradcam(model, nothing, config, target_layer=model.layer3[-1])
+    utils.plot_gradcam(model, nothing, config, target_layer=model[0])
     assert capsys.readouterr().out.count("no misclassified images to show") == 2

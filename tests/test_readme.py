@@ -1,109 +1,243 @@
 """The README: its links, tables and recipes, and the one place for the owner."""
 
 import re
+import shutil
 import subprocess
 import sys
-from collections import OrderedDict
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
 import utils
+from helpers import ROOT, make_images, make_network, save_run
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINKS = [link for link in re.findall(r"\]\(([^)\s]+)\)", README) if not link.startswith("http")]
-(RECIPES,) = re.findall(r"^\|\s*I want[^\n]*\n\|[-| :]+\n((?:\|.*\n)+)", README, flags=re.M)
-RECIPES = [row.strip("|\n ").split(" | ", 1) for row in RECIPES.splitlines()]
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_links_lead_somewhere_and_to_every_part():
-    headings = re.findall(r"^#+ (.*)", README, flags=re.M)
-    anchors = [re.sub(r"[^\w -]", "", text).strip().lower().replace(" ", "-") for text in headings]
-    for file, _, heading in (link.partition("#") for link in LINKS):
-        assert (ROOT / file).exists(), file
-        assert file or heading in anchors, heading
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+def read_recipes():
+    """Return wish and line of each row in the table "I want to ..."."""
+    pattern = r"^\|\s*I want[^\n]*\n\|[-| :]+\n((?:\|.*\n)+)"
+    (rows,) = re.findall(pattern, README, flags=re.MULTILINE)
+    return [row.strip("|\n ").split(" | ", 1) for row in rows.splitlines()]
+
+
+# Links, marks and tables
+@pytest.mark.parametrize("link", dict.fromkeys(LINKS))
+def test_a_link_leads_somewhere(link):
+    file, _, heading = link.partition("#")
+    assert (ROOT / file).exists()
+    titles = re.findall(r"^#+ (.*)", README, flags=re.MULTILINE)
+    anchors = [re.sub(r"[^\w -]", "", title).strip().lower() for title in titles]
+    assert file or heading in [anchor.replace(" ", "-") for anchor in anchors]
+
+
+def test_every_part_of_the_repository_is_linked():
+    command = ["git", "ls-files"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     parts = {name.split("/")[0] for name in tracked.split() if not name.startswith(".git")}
     linked = {part for part in parts if any(link.startswith(part) for link in LINKS)}
     assert parts - linked <= {"README.md"}
 
 
-def test_tables_are_up_to_date_and_requirements_are_lower_bounds(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    assert not import_module("report").update_readme(check=True), "run python benchmarks/report.py"
-    begins, ends = (re.findall(f"<!-- {word}: (.*) -->", README) for word in ("begin", "end"))
+def test_tables_are_those_of_results_json():
+    command = [sys.executable, "-m", "benchmarks.report", "--check"]
+    done = subprocess.run(command, cwd=ROOT)
+    assert done.returncode == 0, "run python -m benchmarks.report"
+
+
+def test_every_mark_has_its_end_and_the_needed_blocks_are_there():
+    begins = re.findall("<!-- begin: (.*) -->", README)
+    ends = re.findall("<!-- end: (.*) -->", README)
     assert begins == ends
     assert {"headline", "results", "log"} <= {*begins}, "the others may be deleted"
-    assert (ROOT / "tests/golden/resnet18_summary.txt").read_text("utf-8").strip() in README
-    packages = re.findall(r"^[^#\n].*", (ROOT / "requirements.txt").read_text(), flags=re.M)
+
+
+def test_the_summary_is_that_of_the_network():
+    summary = (ROOT / "tests" / "golden" / "resnet18_summary.txt").read_text(encoding="utf-8")
+    assert summary.strip() in README
+
+
+def test_requirements_are_lower_bounds_only():
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    packages = re.findall(r"^[^#\n].*", text, flags=re.MULTILINE)
+    assert packages
     assert all(re.fullmatch(r"[a-z-]+>=[\d.]+", line) for line in packages), packages
 
 
-def test_one_command_fills_in_the_owner_everywhere(tmp_path):
+# The owner
+@pytest.fixture
+def copied(tmp_path):
+    """A folder with what names the owner, and what changes it."""
     (tmp_path / "benchmarks").mkdir()
     for name in ("README.md", "S11.ipynb", "benchmarks/owner.py"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        owner = re.search(r"github\.com/([\w-]+)/TSAI-S11|$", text)[1]  # in a copy, it is filled in
-        (tmp_path / name).write_text(text.replace(f"/{owner}/TSAI-S11", "/OWNER/TSAI-S11"), "utf-8")
-    subprocess.run([sys.executable, "benchmarks/owner.py", "ada"], cwd=tmp_path, check=True)
-    for name in ("README.md", "S11.ipynb"):
-        filled = (tmp_path / name).read_text(encoding="utf-8")
-        assert not re.search("/OWNER/TSAI-S11|begin: owner", filled)
-        assert "https://colab.research.google.com/github/ada/TSAI-S11/blob/main/" in filled
-        assert "https://github.com/ada/TSAI-S11" in filled
-    assert '"/OWNER/" not in REPO_URL' in filled.replace('\\"', '"'), "the check stays"
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
 
 
-# "I want to ...": each line does what it says, with small stand-ins
+def change_owner(folder, *arguments):
+    command = [sys.executable, "benchmarks/owner.py", *arguments]
+    subprocess.run(command, cwd=folder, check=True)
 
 
-def make_images(classes, root, train=True, **options):
-    """Stand in for CIFAR-10 or CIFAR-100: 100 training or 30 test images, brighter by class."""
-    targets = np.arange(100 if train else 30, dtype=np.uint8) % classes
-    data = np.tile(targets[:, None, None, None] * np.uint8(250 // classes), (1, 32, 32, 3))
-    return SimpleNamespace(data=data, targets=targets.tolist(), classes=[*map(str, range(classes))])
+def read_texts(folder):
+    """Return the README and the notebook."""
+    return [(folder / name).read_text(encoding="utf-8") for name in ("README.md", "S11.ipynb")]
 
 
-def make_network(num_classes=10):
-    """Return a network with the names of ResNet18, for images of 32 x 32 or 16 x 16."""
-    layers = {f"layer{i}": nn.Sequential(nn.Conv2d(8, 8, 1)) for i in (1, 2, 3)}
-    layers = {"conv1": nn.Conv2d(3, 8, 3, 4), **layers, "pool": nn.AdaptiveAvgPool2d(4)}
-    layers |= {"flatten": nn.Flatten(), "linear": nn.Linear(128, num_classes)}
-    return nn.Sequential(OrderedDict(layers))
+def find_badges(text):
+    """Return account/repository of each badge."""
+    on_colab = re.findall(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/", text)
+    on_kaggle = re.findall(r"welcome\?src=https://github\.com/([\w.-]+/[\w.-]+)/blob/", text)
+    return on_colab + on_kaggle
 
 
+def test_one_command_fills_in_the_owner_everywhere(copied):
+    old = find_badges(read_texts(copied)[0])[0]
+    repository = old.split("/")[1]
+    change_owner(copied, "ada")
+    for text in read_texts(copied):
+        assert {*find_badges(text)} == {f"ada/{repository}"}
+        assert "begin: owner" not in text
+    assert f"https://github.com/ada/{repository}" in read_texts(copied)[1], "REPO_URL"
+
+
+@pytest.mark.parametrize("second", [("Ada",), ("grace-1",), ("grace-1", "--repository", "my.net")])
+def test_the_owner_can_be_changed_twice(copied, second):
+    repository = find_badges(README)[0].split("/")[1]
+    change_owner(copied, "ada")
+    change_owner(copied, *second)
+    new = f"{second[0]}/{second[-1] if len(second) > 1 else repository}"
+    for text in read_texts(copied):
+        assert {*find_badges(text)} == {new}
+        assert "ada/" not in text
+
+
+def test_the_addresses_of_others_stay(copied):
+    before = {*re.findall(r"https://[^\s)\"\\]+", README)}
+    own = {*find_badges(README)}
+    others = {link for link in before if not any(pair in link for pair in own)}
+    assert len(others) > 5
+    change_owner(copied, "ada")
+    assert all(link in read_texts(copied)[0] for link in others)
+
+
+def test_the_notebook_still_finds_out_that_nobody_has_filled_in_the_owner(copied):
+    change_owner(copied, "ada")
+    notebook = read_texts(copied)[1].replace('\\"', '"')
+    assert '"/OWNER/" in REPO_URL' in notebook
+
+
+# The program, and "I want to ...": each line does what it says, with small stand-ins
 @pytest.fixture
 def notebook(tmp_path, monkeypatch):
     """Return the names that the notebook has defined when a recipe's line is put into it."""
     monkeypatch.chdir(tmp_path)
     for classes in (10, 100):
         monkeypatch.setattr(torchvision.datasets, f"CIFAR{classes}", partial(make_images, classes))
+    monkeypatch.setitem(sys.modules, "models.mine", SimpleNamespace(MyNetwork=make_network))
+
     short = {"device": "cpu", "epochs": 1, "batch_size": 50, "output_dir": tmp_path}
     get_config = utils.get_config
     monkeypatch.setattr(utils, "get_config", lambda *args, **own: get_config(*args, **own | short))
-    monkeypatch.setitem(sys.modules, "models.mine", SimpleNamespace(MyNetwork=make_network))
-    names = {"utils": utils, "torch": torch, "max_lr": 0.01, "ResNet18": make_network}
-    names |= {"config": utils.get_config("quick", train_images=100), "model": make_network()}
-    names["train_loader"], names["test_loader"] = utils.get_dataloaders(names["config"])
-    names["misclassified"] = utils.get_misclassified(names["model"], names["test_loader"])
-    return names
+
+    Image.new("RGB", (60, 40), "red").save("photo.jpg")
+    for folder in re.findall(r'"(outputs/\w+)"', find_recipe("compare two runs")):
+        save_run(tmp_path / folder)
+
+    config = utils.get_config("quick", train_images=100)
+    train_loader, test_loader = utils.get_dataloaders(config)
+    model = make_network()
+    return {
+        "utils": utils,
+        "torch": torch,
+        "ResNet18": make_network,
+        "config": config,
+        "train_loader": train_loader,
+        "test_loader": test_loader,
+        "model": model,
+        "max_lr": 0.01,
+        "misclassified": utils.get_misclassified(model, test_loader),
+    }
 
 
-@pytest.mark.parametrize(("wish", "lines"), RECIPES, ids=[wish for wish, _ in RECIPES])
-def test_recipe_runs(wish, lines, notebook):
-    code, classes = re.findall(r"`([^`]+)`", lines), 10
-    if "CIFAR-100" in wish:  # the rest is further down
-        blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-        code, classes = [*code, *(block for block in blocks if "CIFAR" in block)], 100
-    exec("\n".join(code), notebook)
-    names = ("model", "train_loader", "test_loader", "max_lr", "config")
-    utils.fit_one_cycle(*(notebook[name] for name in names))
-    assert len(notebook["config"].classes) == notebook["model"].linear.out_features == classes
+def train(names):
+    """Run the notebook's training cell."""
+    needed = ("model", "train_loader", "test_loader", "max_lr", "config")
+    return utils.fit_one_cycle(*(names[name] for name in needed))
+
+
+def get_code(line):
+    """Return the code in a line of the table."""
+    return "\n".join(re.findall(r"`([^`]+)`", line))
+
+
+def find_block(words):
+    """Return the one block of code below a heading that has these words."""
+    (block,) = (block for block in BLOCKS if words in block)
+    return block
+
+
+RECIPES = {wish: get_code(line) for wish, line in read_recipes()}
+SETTINGS = [wish for wish in RECIPES if "get_config(" in RECIPES[wish]]
+
+
+def find_recipe(words):
+    """Return the code of the one recipe whose wish has these words."""
+    (wish,) = (wish for wish in RECIPES if words in wish)
+    return RECIPES[wish]
+
+
+def test_the_whole_program_runs(notebook, tmp_path):
+    exec(find_block("get_config()"), notebook)
+    assert len(notebook["history"]["test_loss"]) == 1
+    assert (tmp_path / "gradcam.png").exists()
+
+
+@pytest.mark.parametrize("wish", RECIPES)
+def test_a_recipe_runs(wish, notebook):
+    exec(RECIPES[wish], notebook)
+
+
+@pytest.mark.parametrize("wish", SETTINGS)
+def test_a_recipe_with_other_settings_trains(wish, notebook):
+    exec(RECIPES[wish], notebook)
+    train_loader, test_loader = utils.get_dataloaders(notebook["config"])
+    notebook.update(train_loader=train_loader, test_loader=test_loader)
+    assert len(train(notebook)["test_loss"]) == 1
+
+
+def test_the_recipe_for_resnet34_makes_a_larger_network(notebook):
+    exec(find_recipe("ResNet34"), notebook)
+    convolutions = [m for m in notebook["model"].modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 36, "three of them are in shortcuts"
+    images = torch.zeros(2, 3, 32, 32)
+    assert notebook["model"].eval()(images).shape == (2, 10)
+
+
+def test_the_recipe_for_my_own_network_trains_it(notebook):
+    notebook["model"] = None
+    exec(find_recipe("my own network"), notebook)
+    assert len(train(notebook)["test_loss"]) == 1
+
+
+def test_the_recipe_for_another_layer_is_what_gradcam_takes(notebook, tmp_path):
+    exec(find_recipe("another layer"), notebook)
+    model = notebook["model"]
+    layer = notebook["target_layer"]
+    utils.plot_gradcam(model, notebook["misclassified"], notebook["config"], target_layer=layer)
+    assert (tmp_path / "gradcam.png").exists()
+
+
+def test_the_recipe_for_cifar100_trains_with_100_classes(notebook):
+    exec(find_recipe("CIFAR-100"), notebook)
+    exec(find_block("CIFAR-100"), notebook)
+    assert len(train(notebook)["test_loss"]) == 1
+    assert len(notebook["config"].classes) == 100
+    assert notebook["model"].linear.out_features == 100
