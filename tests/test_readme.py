@@ -7,14 +7,17 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 
 import utils
 from helpers import ROOT, make_images, make_network, save_run
+from models.resnet import ResNet18
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINKS = [link for link in re.findall(r"\]\(([^)\s]+)\)", README) if not link.startswith("http")]
@@ -163,6 +166,7 @@ def notebook(tmp_path, monkeypatch):
         "test_loader": test_loader,
         "model": model,
         "max_lr": 0.01,
+        "target_layer": model.layer3[-1],
         "misclassified": utils.get_misclassified(model, test_loader),
     }
 
@@ -241,3 +245,54 @@ def test_the_recipe_for_cifar100_trains_with_100_classes(notebook):
     assert len(train(notebook)["test_loss"]) == 1
     assert len(notebook["config"].classes) == 100
     assert notebook["model"].linear.out_features == 100
+
+
+def test_the_network_next_week_answers_as_the_notebook_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = ResNet18()
+    torch.save(model.state_dict(), "model.pt")
+    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save("photo.jpg", format="PNG")  # without loss
+
+    names = {}
+    exec(find_block("photo.jpg"), names)
+    config = utils.get_config("full", device="cpu", output_dir=tmp_path)
+    _, normalize = utils.get_transforms(config)
+    images = normalize(pixels.permute(2, 0, 1)[None])
+    logits, _ = utils.predict(model, [(images, torch.zeros(1, dtype=torch.int64))])
+    torch.testing.assert_close(names["probabilities"], logits.softmax(1)[0], atol=1e-4, rtol=1e-3)
+    assert tuple(names["classes"]) == config.classes
+
+
+def test_a_folder_of_photos_is_trained_on(notebook, tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(30):
+            image = Image.new("RGB", (90 + i, 70), (8 * i, 250 - 8 * i, 4 * i))
+            image.save(tmp_path / f"photos/{name}/{i}.jpg")
+    notebook.update(np=np, torchvision=torchvision)
+    exec(find_block("ImageFolder"), notebook)
+    notebook["train"] = SimpleNamespace(
+        data=notebook["data"], targets=notebook["targets"], classes=["cat", "dog"]
+    )
+    notebook["test"] = notebook["train"]
+    exec(find_block("CIFAR-100").replace("image_size=32", "image_size=64"), notebook)
+    notebook["model"] = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(256, 2))
+    assert len(train(notebook)["test_loss"]) == 1
+
+
+def test_the_figures_alone_draw_what_another_loop_has_trained(notebook, tmp_path):
+    layer = nn.Conv2d(3, 4, 8, 8)
+    images = torch.randn(20, 3, 64, 64)
+    notebook.update(
+        classes=["cat", "dog"],
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        model=nn.Sequential(layer, nn.Flatten(), nn.Linear(256, 2)),
+        target_layer=layer,
+        test_loader=DataLoader([(image, i % 2) for i, image in enumerate(images)], 8),
+    )
+    exec(find_block("mine"), notebook)
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert {"history", "confusion_matrix", "misclassified", "gradcam"} <= drawn
