@@ -29,7 +29,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +76,7 @@ PROFILES = {
         "batch_size": 32,
         "train_images": 1024,
         "lr_finder_steps": 30,
-        "cutout_size": 8,  # 16 would hide most of a digit
+        "cutout_size": 8,  # 16 may hide most of a digit's strokes
     },
 }
 
@@ -100,12 +100,12 @@ class Config:
     train_images: int | None = None  # train on the first n images only; None: on all
     crop_padding: int = 4
     cutout_size: int = 16
-    cutout_free_fraction: float = 0.2  # of all epochs, the last (He et al., arXiv:1909.09148)
+    cutout_free_fraction: float = 0.2  # of the epochs, at the end (He et al., arXiv:1909.09148)
     optimizer: str = "muon"  # MuonSGD; or "sgd"
     label_smoothing: float = 0.1
     momentum: float = 0.9  # constant: OneCycle moves the learning rate only
-    weight_decay: float = 5e-4  # of weights, but not of filters that keep their norm anyway
-    warmup_fraction: float = 0.2  # of all steps: max_lr / 25 up to max_lr; then down to almost 0
+    weight_decay: float = 5e-4  # of weights, but not of Muon's filters, whose norm is fixed
+    warmup_fraction: float = 0.2  # of the steps, in which the rate climbs from max_lr / 25
     anneal_strategy: str = "linear"  # the way OneCycleLR climbs and comes down; or "cos"
     lr_finder_steps: int = 100
     precision: str | None = None  # "float32" turns mixed precision off
@@ -515,8 +515,10 @@ def find_cutouts(transform) -> list:
 
 def check_same_data(made_with: Config | None, config: Config):
     """Raise ValueError if loaders were made with settings that have changed since."""
-    data = ("dataset", "classes", "mean", "std", "image_size", "train_images")
-    for name in (*data, "batch_size", "crop_padding", "cutout_size") if made_with else ():
+    if made_with is None:
+        return
+    names = ("dataset", "classes", "mean", "std", "image_size", "train_images")
+    for name in (*names, "batch_size", "crop_padding", "cutout_size"):
         old = getattr(made_with, name)
         new = getattr(config, name)
         if old != new:
@@ -735,8 +737,8 @@ def get_map_size(model: nn.Module, layer: nn.Module, images: Tensor | None = Non
     is_square = images.shape[-1] == images.shape[-2]
     if len(shapes) != 1 or len(shapes[0]) != 4 or (is_square and shapes[0][2] != shapes[0][3]):
         raise ValueError(
-            f"This layer makes {shapes} of an image: "
-            "choose one of the model's that makes maps (N, C, H, W), once in a pass."
+            f"In a pass, this layer makes {shapes}: "
+            "choose one of the model's that makes maps (N, C, H, W), once."
         )
     return shapes[0][2:]
 
@@ -746,9 +748,9 @@ class MuonSGD(torch.optim.Optimizer):
     """Train the filters of convolutions by Muon, and all other parameters by SGD.
     For Muon (Jordan, 2024, kellerjordan.github.io/posts/muon), a layer's filters are the rows of a
     matrix, and its momentum is replaced by the nearest orthogonal one, so that weak directions
-    count as well. Filters keep the norm they came with, since BatchNorm undoes any scale; so lr is
-    about the angle of a step, in radians. Both use Nesterov momentum. Groups of filters have
-    "orthogonal": True, as get_optimizer makes them."""
+    count as well. Filters keep the norm they came with, since BatchNorm behind them undoes any
+    scale; so lr is about the angle of a step, in radians. Both use Nesterov momentum. Groups of
+    filters have "orthogonal": True, as get_optimizer makes them."""
 
     def __init__(self, params, lr: float, momentum=0.9, weight_decay=0.0, precision=None):
         defaults = {
@@ -887,12 +889,13 @@ def print_test(loss: float, correct: int, n: int):
 
 def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, config) -> dict:
     """Train with the 1cycle policy (Smith & Topin, 2017, arXiv:1708.07120), and test every epoch.
+    The last config.cutout_free_fraction of the epochs, rounded down, have no CutOut.
+    Every epoch ends with checkpoint.pt and history.json in config.output_dir, where the next call
+    goes on if config.resume. The last one ends with model.pt, too: the weights alone.
     Returns the history: train_loss, train_accuracy, test_loss, test_accuracy and seconds (training)
-    per epoch, lr per step; losses are means over images, accuracies in %. The last epochs have no
-    CutOut. Every epoch ends with checkpoint.pt and history.json in config.output_dir, where a next
-    call goes on if config.resume; the last one also with model.pt, the weights alone. Raises
-    ValueError for a bad max_lr, loader, model or checkpoint, RuntimeError if another run has
-    written there meanwhile."""
+    per epoch, lr per step; losses are means over images, accuracies in %.
+    Raises ValueError for a bad max_lr, loader, model or checkpoint, and RuntimeError if another run
+    has written there meanwhile."""
     max_lr = float(max_lr or 0)
     if not 0 < max_lr < math.inf:
         raise ValueError(f"max_lr is {max_lr}, but must be a number above 0.")
@@ -928,8 +931,9 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
         }
     else:
         print_log(record, max_lr, test_loader, config)
-    record["machine"] = describe_machine(config)
-    record["commit"] = get_commit()
+    for name, fact in {"machine": describe_machine(config), "commit": get_commit()}.items():
+        old = record.get(name, fact)
+        record[name] = fact if old == fact else f"{old}, then {fact}"
 
     history = record["history"]
     cutouts = find_cutouts(getattr(get_source(train_loader), "transform", None))
@@ -1022,11 +1026,12 @@ def save_checkpoint(parts: dict, record: dict, config: Config):
             "give each run an output_dir of its own."
         )
     new = {**record, "stamp": uuid.uuid4().hex}
-    if replace_file(config.output_dir / "history.json", json.dumps(new).encode()):
-        record["stamp"] = new["stamp"]
     state = {name: part.state_dict() for name, part in parts.items()}
     state["random_states"] = get_random_states(config.device)
-    replace_file(config.output_dir / "checkpoint.pt", to_bytes({**state, **record}))
+    if replace_file(config.output_dir / "checkpoint.pt", to_bytes({**state, **new})):
+        replace_file(config.output_dir / "history.json", json.dumps(new).encode())
+    saved = read_run(config.output_dir)  # a full disk may hold neither, or only one of them
+    record["stamp"] = saved and saved["stamp"]
 
 
 def load_checkpoint(parts: dict, run: dict, config: Config) -> dict | None:
@@ -1075,11 +1080,14 @@ def get_record(state: dict) -> dict:
 def read_run(folder: Path) -> dict | None:
     """Return the record in a run's folder, from history.json or, if that is missing, damaged or of
     another program, from the checkpoint; None if there is none."""
-    with suppress(Exception):  # there is no telling what another file raises
+    try:
         return get_record(json.loads((folder / "history.json").read_text(encoding="utf-8")))
-    with suppress(Exception):
+    except Exception:  # there is no telling what another file raises
+        pass
+    try:
         return get_record(torch.load(folder / "checkpoint.pt", "cpu", weights_only=True))
-    return None
+    except Exception:
+        return None
 
 
 def read_history(config: Config) -> dict[str, list[float]]:
@@ -1098,7 +1106,7 @@ def refuse_other_run(run: dict, saved: dict | None, config: Config):
     other = saved["run"]
     if run["profile"] == "quick" and other.get("profile") == "full":
         raise ValueError(
-            f"{folder} holds a full run, and this is a quick one (as always without a GPU): "
+            f"{folder} holds a full run, and this is a quick one, the default without a GPU: "
             "choose another output_dir, or a machine with a GPU."
         )
     # As JSON, a tuple is a list.
@@ -1251,7 +1259,7 @@ def range_test(model: nn.Module, train_loader, config: Config, start_lr=1e-3, en
                 lrs.append(lr)
                 losses.append(loss.item())
                 bar.update()
-                if not losses[-1] <= 5 * min(losses):  # nor is NaN
+                if not losses[-1] <= 5 * min(losses):  # written so that NaN ends it, too
                     break
     return lrs, losses
 
@@ -1310,7 +1318,8 @@ STYLE = {
 
 @contextmanager
 def plot_style():
-    """Draw in our style whatever yours is, but with your fonts: they may know more letters."""
+    """Draw in our style whatever yours is, but with your fonts: they may know more letters.
+    For a with statement, or as a decorator."""
     fonts = ("font.family", "font.sans-serif", "font.serif", "font.monospace", "axes.unicode_minus")
     with plt.style.context(["default", STYLE, {name: plt.rcParams[name] for name in fonts}]):
         yield
@@ -1427,8 +1436,9 @@ def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Confi
     figure, axis = plt.subplots(figsize=(8.5, 7.5))
     drawn = metrics.ConfusionMatrixDisplay(matrix)
     drawn.plot(ax=axis, cmap="Blues", colorbar=n > 20, include_values=n <= 20)
-    for text in drawn.text_[matrix == 0] if n <= 20 else ():
-        text.set_visible(False)  # what never happened is no news
+    if n <= 20:
+        for text in drawn.text_[matrix == 0]:
+            text.set_visible(False)  # what never happened is no news
     shown = range(0, n, math.ceil(n / 20))
     axis.set_xticks(shown, [names[i] for i in shown], rotation=45, ha="right")
     axis.set_yticks(shown, [f"{names[i]}: {accuracies[i]:.1f} %" for i in shown])
@@ -1580,10 +1590,16 @@ def explain(model: nn.Module, layer: nn.Module, images: Tensor, labels: list[int
     images = images.to(device, torch.float32, copy=True).contiguous()
     images.requires_grad_()  # so that there are gradients even if the network is frozen
     targets = [ClassifierOutputTarget(label) for label in labels]  # one each, or only one counts
-    cam = GradCAM(model, [layer])
-    # grad-cam keeps the layer's output itself: what follows gets a copy, as it may work in place.
-    hook = layer.register_forward_hook(lambda module, inputs, maps: maps.clone())
-    with cam, hook, torch.enable_grad(), keep_modes(model):
+
+    def copy_maps(module, inputs, maps):
+        return maps.clone()  # grad-cam keeps the layer's own: what follows may work in place
+
+    with (
+        keep_modes(model),
+        torch.enable_grad(),
+        GradCAM(model, [layer]) as cam,
+        layer.register_forward_hook(copy_maps),  # after grad-cam's own hook
+    ):
         heats = cam(images.clone(), targets)  # a copy for the first layer, too
     model.zero_grad()
     return [*heats]
@@ -1595,9 +1611,10 @@ def read_picture(picture, size: int) -> Tensor:
     try:
         image = picture if isinstance(picture, Image.Image) else Image.open(picture)
         image = ImageOps.exif_transpose(image)  # as the camera was held
-        if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel, of which PIL would cut off
+        if image.mode.startswith(("I", "F")):  # numbers above 255, which PIL would cut off
             pixels = np.float64(image)
-            image = Image.fromarray(np.uint8(255 * pixels / max(pixels.max(), 1)))
+            white = min((w for w in (1, 255, 65535) if w >= pixels.max()), default=pixels.max())
+            image = Image.fromarray(np.uint8(255 * pixels / white))
         image = image.convert("RGBA")  # what is transparent shall be white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     except OSError as error:
@@ -1619,20 +1636,24 @@ def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None
     probabilities, labels = logits.softmax(1)[0].cpu().topk(min(3, len(config.classes)))
     names = [wrap_names(config)[label] for label in labels]
 
-    columns = 3 if target_layer else 2
+    if target_layer is not None:
+        check_layer(model, target_layer, images)
+    columns = 2 if target_layer is None else 3
     figure, axes = plt.subplots(1, columns, figsize=(3.2 * columns, 3.2))
     shown = denormalize(images, config)[0]
     for axis in axes[:-1]:
         axis.imshow(shown, interpolation="nearest")
         axis.set_axis_off()
     axes[0].set_title(f"what the network sees: {config.image_size} x {config.image_size}")
-    if target_layer:
-        check_layer(model, target_layer, images)
+    if target_layer is not None:
         (heat,) = explain(model, target_layer, images, labels[:1].tolist())
         axes[1].imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
         axes[1].set_title(f"what speaks for {names[0]}")
-    bars = axes[-1].barh(names[::-1], (100 * probabilities.flip(0)).tolist(), color=BLUE)
+    rows = range(len(names))
+    bars = axes[-1].barh(rows, (100 * probabilities).tolist(), color=BLUE)
     axes[-1].bar_label(bars, fmt="%.1f %%", padding=3)
+    axes[-1].set_yticks(rows, names)
+    axes[-1].invert_yaxis()  # the likeliest on top
     axes[-1].set(xlim=(0, 125), xticks=(0, 50, 100), xlabel="probability (%)")
     title = f"{names[0]}: {probabilities[0]:.0%}".replace("\n", " ")
     show_figure(figure, title, "prediction", config)
@@ -1648,7 +1669,11 @@ def plot_comparison(runs: dict[str, str | Path], config: Config):
         records[name] = read_run(find_folder(folder))
         if records[name] is None:
             raise ValueError(f"There is no run in {folder}: name the output_dir of one.")
-    names = sorted(records, key=lambda name: records[name]["history"]["test_accuracy"][-1])[::-1]
+
+    def get_accuracy(name):
+        return records[name]["history"]["test_accuracy"][-1]
+
+    names = sorted(records, key=get_accuracy, reverse=True)
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for name in names:
@@ -1657,21 +1682,29 @@ def plot_comparison(runs: dict[str, str | Path], config: Config):
         epochs = range(1, done + 1)
         planned = records[name]["run"]["epochs"]
         note = "" if done == planned else f" ({done} of {planned} epochs)"
-        accuracy = f"{name}{note}: {history['test_accuracy'][-1]:.2f} %"
+        accuracy = f"{name}{note}: {get_accuracy(name):.2f} %"
+        loss = f"{name}: {history['test_loss'][-1]:.4f}"
         axes[0].plot(epochs, history["test_accuracy"], ".-", label=accuracy)
-        axes[1].plot(
-            epochs, history["test_loss"], ".-", label=f"{name}: {history['test_loss'][-1]:.4f}"
-        )
+        axes[1].plot(epochs, history["test_loss"], ".-", label=loss)
     axes[0].set(title="Test accuracy", xlabel="epoch", ylabel="accuracy (%)")
     axes[1].set(title="Test loss", xlabel="epoch", ylabel="mean cross-entropy per image")
     for axis in axes:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
 
+    facts = {}
+    for name in names:
+        record = records[name]
+        peak = f"{record['max_lr']:.3g}"
+        facts[name] = {**record["run"], "peak": peak, "machine": record["machine"]}
+        facts[name].pop("number of steps", None)  # it follows from the others
     differences = []
-    for setting in records[names[0]]["run"]:
-        values = [str(records[name]["run"].get(setting)) for name in names]
-        if len(set(values)) > 1 and setting != "number of steps":
+    for setting in dict.fromkeys(setting for name in names for setting in facts[name]):
+        values = [str(facts[name].get(setting)) for name in names]
+        if len(set(values)) > 1:
             differences.append(f"{setting.replace('_', ' ')}: {', '.join(values)}")
     told = "\n".join(textwrap.wrap("; ".join(differences) or "the same settings", 100))
+    best = records[names[0]]["run"]
+    data = {name: best[name] for name in ("profile", "dataset", "train_images")}
+    config = replace(config, **data)  # so that the figure tells of their data, not of yours
     show_figure(figure, f"Test accuracy and loss, the best first\n{told}", "comparison", config)

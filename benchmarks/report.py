@@ -89,8 +89,8 @@ def make_comparison(results: dict) -> str:
         own = get_plainest(record)
         cells = [f"ours, {describe(own[0]['settings'])}", str(len(own[0]["history"]["seconds"]))]
         for name in ("accuracy", "mirrored_accuracy"):
-            values = [row[name] for row in own if name in row]
-            cells.append(f"{mean(values):.2f} %" if values else "\u2013")
+            is_known = all(name in row for row in own)
+            cells.append(f"{mean(row[name] for row in own):.2f} %" if is_known else "\u2013")
         rows.insert(0, [*cells, str(len(own))])
     return make_table(["the same network", "epochs", "one view", "mirrored views", "runs"], rows)
 
@@ -130,19 +130,26 @@ def make_log(results: dict) -> str:
     return make_table(head + head, [first + second for first, second in pairs])
 
 
-def get_finished_sweep(results: dict) -> list[dict]:
-    """Return the rows of the sweep that have an accuracy: a run that diverged has none."""
-    return [row for row in results.get("sweep", []) if not row.get("diverged")]
-
-
 def group_sweep(results: dict) -> dict[str, dict[float, list]]:
-    """Return the accuracies of the sweep by settings, and by peak to two digits."""
+    """Return the accuracies of the sweep by settings, and by peak to two digits.
+
+    A peak with which any seed diverged is left out: the others would flatter it.
+    """
     groups = defaultdict(lambda: defaultdict(list))
-    for row in get_finished_sweep(results):
+    diverged = []
+    for row in results.get("sweep", []):
         others = {name: value for name, value in row["settings"].items() if name != "max_lr"}
-        peak = float(f"{row['max_lr']:.2g}")
-        groups[describe(others)][peak].append(row["accuracy"])
-    return groups
+        max_lr = row.get("max_lr", row["settings"].get("max_lr"))
+        if max_lr is None:  # it diverged before there was a peak
+            continue
+        place = describe(others), float(f"{max_lr:.2g}")
+        if row.get("diverged"):
+            diverged.append(place)
+        else:
+            groups[place[0]][place[1]].append(row["accuracy"])
+    for setting, peak in diverged:
+        groups[setting].pop(peak, None)
+    return {setting: peaks for setting, peaks in groups.items() if peaks}
 
 
 def make_settings(results: dict) -> str:
@@ -221,14 +228,15 @@ def update_page(name: str, blocks: dict, needed: tuple, check: bool) -> bool:
 def draw_sweep(results: dict):
     """Draw accuracy by peak in the short runs, for both optimizers, and what the finder chose."""
     short = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0, "anneal_strategy": "cos"}
-    rows = get_finished_sweep(results) + results.get("finder", [])
+    rows = [row for row in results["sweep"] if "max_lr" in row] + results.get("finder", [])
     groups = group_sweep(results)
 
     figure, axis = plt.subplots(figsize=(8, 4.5))
     titles = []
     for own, name, color in (({}, "Muon", utils.BLUE), ({"optimizer": "sgd"}, "SGD", utils.GREEN)):
         setting = describe(short | own)
-        points = {peak: mean(values) for peak, values in sorted(groups[setting].items())}
+        peaks = groups.get(setting, {})
+        points = {peak: mean(values) for peak, values in sorted(peaks.items())}
         axis.plot(points.keys(), points.values(), "o-", color=color, label=name)
         if points:
             best = max(points, key=points.get)
@@ -260,9 +268,9 @@ def read_run(folder: Path) -> dict:
             "settings": get_own_settings(state),
             "seed": run["seed"],
             "machine": state["machine"],
-            "max_lr": max(history.pop("lr")),
+            "max_lr": state.get("max_lr") or max(history["lr"]),
             "test_images": 10_000,
-            "history": history,
+            "history": {name: values for name, values in history.items() if name != "lr"},
             "loss": history["test_loss"][-1],
             "accuracy": history["test_accuracy"][-1],
         }
@@ -288,7 +296,8 @@ def get_own_settings(state: dict) -> dict:
     for name, value in state["run"].items():
         if name != "seed" and value != defaults.get(name, value):
             settings[name] = list(value) if isinstance(value, tuple) else value
-    if state["model"].keys() != ResNet18().state_dict().keys():
+    shapes = {name: value.shape for name, value in state["model"].items()}
+    if shapes != {name: value.shape for name, value in ResNet18().state_dict().items()}:
         settings["network"] = "not ResNet18"
     return settings
 
