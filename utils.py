@@ -23,6 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import uuid
@@ -286,7 +287,8 @@ def find_device() -> torch.device:
                 return device
     reasons = [problem] if problem else [w.message for w in caught if "CUDA" in str(w.message)]
     if reasons:
-        print(f"This PyTorch cannot use your GPU: {str(reasons[0]).splitlines()[0]}")
+        reason = str(reasons[0]).partition("\n")[0] or repr(reasons[0])
+        print(f"This PyTorch cannot use your GPU: {reason}")
         print("On Kaggle, choose Settings > Accelerator > GPU T4 x2. On your own machine, update")
         print("the driver, or install the PyTorch that pytorch.org offers for it. The CPU is used.")
     return torch.device("cpu")
@@ -499,18 +501,28 @@ def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
     return train_loader, test_loader
 
 
-def get_source(loader):
-    """Return the dataset at the bottom of a loader, below what selects from it; or the loader."""
-    while hasattr(loader, "dataset"):
-        loader = loader.dataset
-    return loader
+def get_sources(loader) -> list:
+    """Return the datasets at the bottom of a loader, below what selects from them or joins them."""
+    if hasattr(loader, "datasets"):
+        return [source for part in loader.datasets for source in get_sources(part)]
+    return get_sources(loader.dataset) if hasattr(loader, "dataset") else [loader]
 
 
-def find_cutouts(transform) -> list:
-    """Return each CutOut of a loader's transform, however deep it lies in torchvision's Compose."""
-    if hasattr(transform, "enabled"):  # not by its class, which importlib.reload makes anew
-        return [transform]
-    return [cut for part in getattr(transform, "transforms", []) for cut in find_cutouts(part)]
+def get_made_with(loader) -> Config | None:
+    """Return the config that a loader of ours was made with; None for other loaders."""
+    return getattr(get_sources(loader)[0], "config", None)
+
+
+def get_cutouts(loader) -> list:
+    """Return every CutOut in a loader's transforms, however deep in torchvision's Compose."""
+    transforms = [getattr(source, "transform", None) for source in get_sources(loader)]
+    found = []
+    while transforms:
+        transform = transforms.pop()
+        transforms += getattr(transform, "transforms", [])
+        if hasattr(transform, "enabled"):  # not by its class, which importlib.reload makes anew
+            found.append(transform)
+    return found
 
 
 def check_same_data(made_with: Config | None, config: Config):
@@ -518,7 +530,7 @@ def check_same_data(made_with: Config | None, config: Config):
     if made_with is None:
         return
     names = ("dataset", "classes", "mean", "std", "image_size", "train_images")
-    for name in (*names, "batch_size", "crop_padding", "cutout_size"):
+    for name in (*names, "batch_size", "crop_padding", "cutout_size", "precision"):
         old = getattr(made_with, name)
         new = getattr(config, name)
         if old != new:
@@ -528,19 +540,15 @@ def check_same_data(made_with: Config | None, config: Config):
             )
 
 
-def get_made_with(loader) -> Config | None:
-    """Return the config that a loader of ours was made with; None for other loaders."""
-    return getattr(get_source(loader), "config", None)
-
-
 def check_loader(loader, config: Config) -> Tensor:
     """Return the labels of a first batch; ValueError if training cannot use the loader, or if
     settings have changed since it was made."""
     check_same_data(get_made_with(loader), config)
-    if not hasattr(loader, "__len__"):
-        raise ValueError("The loader has no length, but OneCycle needs one: use a DataLoader.")
     with keep_random_state(config.device):
-        batch = next(iter(loader), None)
+        batches = iter(loader)
+        if batches is loader or not hasattr(loader, "__len__"):
+            raise ValueError("The loader can be read once only, or has no length: use DataLoader.")
+        batch = next(batches, None)
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     if not is_pair or not all(isinstance(part, Tensor) for part in batch):
         raise ValueError("Each batch of the loader must be two tensors: images and labels.")
@@ -591,7 +599,11 @@ def download_cifar10(data_dir: Path):
             with progress_bar(desc="CIFAR-10", total=170_498_071, unit="B", unit_scale=True) as bar:
                 get = pooch.HTTPDownloader(progressbar=bar, timeout=NETWORK_TIMEOUT)
                 archive = pooch.retrieve(mirror, **what, downloader=get)
-            shutil.unpack_archive(archive, data_dir)
+            with tempfile.TemporaryDirectory(dir=data_dir) as folder:  # so that two can do this
+                shutil.unpack_archive(archive, folder)
+                for file in Path(folder).glob("cifar-10-batches-py/*"):
+                    (data_dir / file.parent.name).mkdir(exist_ok=True)
+                    os.replace(file, data_dir / file.parent.name / file.name)
             return
         except (OSError, ValueError) as error:
             print(f"No CIFAR-10 from {mirror}: {error}")
@@ -657,7 +669,8 @@ def keep_state(model: nn.Module):
     finally:
         model.load_state_dict(state, strict=False)  # all the same: it was the model's own
         for name, buffer in model.named_buffers():  # the state lacks those that are not persistent
-            buffer.copy_(buffers[name])
+            if name in buffers:  # others were made in the first pass
+                buffer.copy_(buffers[name])
         model.zero_grad()
 
 
@@ -675,10 +688,11 @@ def predict(model: nn.Module, loader: Iterable, precision=None) -> tuple[Tensor,
         model.eval()
         for images, batch_labels in loader:
             logits.append(forward(model, images, precision))
-            labels.append(batch_labels.to(logits[-1].device))
+            labels.append(batch_labels)
     logits = torch.cat(logits)
     labels = torch.cat(labels)
     check_labels(labels, config)
+    labels = labels.to(logits.device, torch.int64)
     if config:
         check_outputs(logits, config)
     if not logits.isfinite().all():
@@ -845,9 +859,12 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
     if not model.training:  # else the layers that you froze stay as they are
         model.train()
     model.was_trained = True  # so that the next run can tell
-    with progress_bar(total=len(train_loader), desc="Train") as bar:
+    bar = progress_bar(total=len(train_loader), desc="Train")
+    with bar, warnings.catch_warnings():
+        # PyTorch warns if the scaler skips the first step: there was no optimizer.step() before.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         for images, labels in train_loader:
-            labels = labels.to(config.device)
+            labels = labels.to(config.device, torch.int64)
             lrs.append(float(optimizer.param_groups[0]["lr"]))
             _, logits = train_step(model, images, labels, optimizer, scaler, config)
             scheduler.step()
@@ -866,6 +883,8 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
                 "images, or train a new model with a smaller max_lr and resume=False"
                 + explain_overflow(config.device, config.precision)
             )
+        if any(is_bad):
+            print(f"{sum(is_bad)} steps were too large for float16, and were skipped.")
         seen = sum(size for size, bad in zip(sizes, is_bad, strict=True) if not bad)
         loss = math.fsum(loss for loss in losses if math.isfinite(loss)) / seen
         accuracy = 100 * correct.item() / sum(sizes)
@@ -936,7 +955,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
         record[name] = fact if old == fact else f"{old}, then {fact}"
 
     history = record["history"]
-    cutouts = find_cutouts(getattr(get_source(train_loader), "transform", None))
+    cutouts = [cut_out for cut_out in get_cutouts(train_loader) if cut_out.enabled]
     whole_from = round(config.epochs * (1 - config.cutout_free_fraction), 9)  # without CutOut
     untrained = copy.deepcopy(model.state_dict())
     try:
@@ -1001,7 +1020,8 @@ def check_start(model: nn.Module, train_loader, config: Config) -> dict | None:
     if device.type != config.device.type:
         raise ValueError(f"The model is on {device}: put it on {config.device} by model.to(...).")
     tell_order(train_loader, check_loader(train_loader, config))
-    if getattr(train_loader, "persistent_workers", False) and config.cutout_free_fraction:
+    persists = getattr(train_loader, "persistent_workers", False)
+    if persists and config.cutout_free_fraction and get_cutouts(train_loader):
         raise ValueError(
             "Workers that persist do not see that CutOut ends for the last epochs: "
             "leave out persistent_workers=True, or set cutout_free_fraction=0."
@@ -1254,13 +1274,18 @@ def range_test(model: nn.Module, train_loader, config: Config, start_lr=1e-3, en
                 lr = start_lr * (end_lr / start_lr) ** (step / (steps - 1))
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                labels = labels.to(config.device)
+                labels = labels.to(config.device, torch.int64)
                 loss, _ = train_step(model, images, labels, optimizer, scaler, config)
                 lrs.append(lr)
                 losses.append(loss.item())
                 bar.update()
                 if not losses[-1] <= 5 * min(losses):  # written so that NaN ends it, too
                     break
+    if not math.isfinite(losses[0]):
+        raise FloatingPointError(
+            f"The first loss is {losses[0]}: check the images and the model"
+            + explain_overflow(config.device, config.precision)
+        )
     return lrs, losses
 
 
@@ -1427,6 +1452,7 @@ def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Confi
     check_same_data(get_made_with(test_loader), config)
     logits, labels = predict(model, test_loader, config.precision)
     check_outputs(logits, config)
+    check_labels(labels, config)
     names = wrap_names(config)
     n = len(config.classes)
     matrix = metrics.confusion_matrix(labels.cpu(), logits.argmax(1).cpu(), labels=range(n))
