@@ -12,6 +12,7 @@ OUTPUT_DIR = tempfile.TemporaryDirectory(prefix="s11-tests-")  # deleted when py
 os.environ["S11_PROFILE"] = "quick"
 os.environ["S11_OUTPUT_DIR"] = OUTPUT_DIR.name
 os.environ.pop("S11_DATA_DIR", None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once
 os.environ.pop("MPLBACKEND", None)  # in a kernel, it would replace the inline figures
 matplotlib.use("agg")
 
@@ -25,10 +26,11 @@ def pytest_configure(config):
 
 
 def pytest_itemcollected(item):
-    """Run the quick profile in place of the notebook's parameters, and no cell of another host."""
+    """Run an epoch of the quick profile in place of the notebook's parameters, and no cell of
+    another host."""
     if not hasattr(item, "cell"):
         return
     if "parameters" in item.cell.metadata.get("tags", []):
-        item.cell.source = "config = utils.get_config()"
+        item.cell.source = "config = utils.get_config(epochs=1)"
     elif any(name in item.cell.source for name in ELSEWHERE):
         item.add_marker(pytest.mark.skip(reason="This cell needs Colab or Kaggle."))

@@ -86,6 +86,6 @@ def test_the_addresses_in_a_copy_are_those_of_its_owner(copied):
 
 
 def test_a_copy_passes_the_tests_that_look_at_it(copied):
-    cells = [f"S11.ipynb::Cell {i}" for i in range(6)]  # the rest does not see the difference
+    others = "recipe or program or week or photos or figures or nbval_is_red"  # of the code alone
     tests = ["tests/test_readme.py", "tests/test_notebook.py"]
-    run(copied, "-m", "pytest", "-q", "--nbval", *cells, *tests)
+    run(copied, "-m", "pytest", "-q", "-n", "0", "-k", f"not ({others})", *tests)

@@ -360,6 +360,7 @@ CHANGES = {
     "std": (0.5, 0.5, 0.5),
     "classes": tuple("ABCDEFGHIJ"),
     "dataset": "pets",
+    "precision": "float32",  # of predictions, which ask the loader
 }
 
 
@@ -396,7 +397,6 @@ FREE = {
     "weight_decay": 0.0,
     "label_smoothing": 0.0,
     "cutout_free_fraction": 0,
-    "precision": "float32",
     "lr_finder_steps": 30,
 }
 

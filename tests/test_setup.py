@@ -381,7 +381,7 @@ def test_everything_that_is_required_is_installed():
                 brought.add(re.match(r"[\w-]+", requirement)[0])
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     required = {re.split("[<>=]", line)[0] for line in lines if not line.startswith("#")}
-    assert required - {"jupyter", "nbval"} <= named | brought
+    assert required - {"jupyter", "nbval", "pytest-xdist"} <= named | brought
 
 
 def test_ci_runs_the_line_of_the_readme():
