@@ -331,7 +331,7 @@ class NotebookBar(tqdm):
 
     def __init__(self, *args, **options):
         self.output = None
-        super().__init__(*args, file=io.StringIO(), **options)
+        super().__init__(*args, file=io.StringIO(), ascii=False, **options)
 
     def display(self, msg=None, pos=None):
         text = {"text/plain": str(self) if msg is None else msg}
