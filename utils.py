@@ -733,7 +733,7 @@ def show_summary(model: nn.Module, image_size: int = 32):
             verbose=0,
         )
     text = re.sub(r"\(Units\.(\w)\w*\)", r"(\1)", str(summary))  # "(Units.MEGABYTES)" is "(M)"
-    encoding = sys.stdout.encoding or "utf-8"  # a Windows console lacks lines
+    encoding = sys.stdout.encoding or "utf-8"  # Windows: no lines of trees
     print(text.encode(encoding, "replace").decode(encoding))
 
 
@@ -926,14 +926,16 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
         retire_run(config.output_dir)
     torch.manual_seed(config.seed)
     if config.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # shapes are fixed: look for the fastest
+        # All batches have the same shape, so the search for the fastest kernels pays.
+        torch.backends.cudnn.benchmark = True
 
     optimizer = get_optimizer(model, max_lr, config)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr,
         total_steps=config.epochs * len(train_loader),
-        pct_start=config.warmup_fraction + 1e-9,  # one step exactly divides by zero
+        # A hair more than asked: with a warm-up of exactly one step, it divides by zero.
+        pct_start=config.warmup_fraction + 1e-9,
         anneal_strategy=config.anneal_strategy,
         cycle_momentum=False,
     )
@@ -978,7 +980,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
             save_checkpoint(parts, record, config)
     except KeyboardInterrupt:
         if not (config.output_dir / "checkpoint.pt").exists():  # to start anew
-            model.load_state_dict(untrained)
+            model.load_state_dict(untrained, strict=False)
             model.was_trained = record["trained_before"]
         print_interruption(config)
         raise
@@ -1082,7 +1084,7 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict | None:
             if state[name] or name != "scaler":  # a scaler's is empty where it was not used
                 part.load_state_dict(state[name])
     except Exception:
-        model.load_state_dict(untouched)
+        model.load_state_dict(untouched, strict=False)
         raise ValueError(damage) from None
     # Had the process died between its two files, they would differ.
     replace_file(config.output_dir / "history.json", json.dumps(record).encode())
