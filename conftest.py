@@ -26,11 +26,11 @@ def pytest_configure(config):
 
 
 def pytest_itemcollected(item):
-    """Run an epoch of the quick profile in place of the notebook's parameters, and no cell of
-    another host."""
+    """Run a short quick profile in place of the notebook's parameters, and no cell of another
+    host."""
     if not hasattr(item, "cell"):
         return
     if "parameters" in item.cell.metadata.get("tags", []):
-        item.cell.source = "config = utils.get_config(epochs=1)"
+        item.cell.source = "config = utils.get_config(epochs=1, train_images=512)"
     elif any(name in item.cell.source for name in ELSEWHERE):
         item.add_marker(pytest.mark.skip(reason="This cell needs Colab or Kaggle."))
