@@ -242,14 +242,19 @@ def announce(config: Config):
         print("To train again, choose another output_dir or resume=False.")
 
 
+def clean(text: str | Path) -> str:
+    """Return what somebody wrote without the blanks and quotes around it."""
+    return str(text).strip(" \t\r\n\"'")
+
+
 def read_variable(name: str) -> str:
-    """Return an environment variable without blanks and quotes around it; "" if not set."""
-    return os.environ.get(name, "").strip(" \t\r\n\"'")
+    """Return an environment variable, cleaned; "" if it is not set."""
+    return clean(os.environ.get(name, ""))
 
 
 def find_folder(path: str | Path) -> Path:
     """Return a folder's absolute path, ~ filled in; Google Drive is mounted if need be."""
-    path = Path(str(path).strip(" \t\r\n\"'")).expanduser().absolute()
+    path = Path(clean(path)).expanduser().absolute()
     drive = re.match(r"/content/g?drive(?=/|$)", path.as_posix())
     if drive and not os.path.ismount(drive[0]):
         try:
@@ -1393,8 +1398,13 @@ def show_images(images, headings, columns: int, title: str, name: str, config: C
         axis.imshow(image, interpolation="nearest")
         axis.set_title(heading)
         if heat is not None:
-            axis.imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
+            draw_heat(axis, heat)
     show_figure(figure, title, name, config)
+
+
+def draw_heat(axis: plt.Axes, heat: np.ndarray):
+    """Lay a map (H, W) from 0 to 1 over an image: the brighter, the less of the image is seen."""
+    axis.imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
 
 
 def wrap_names(config: Config) -> list[str]:
@@ -1428,9 +1438,10 @@ def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
     with keep_random_state(config.device):
         augmented, labels = dataset.__getitems__(range(min(count, len(dataset))))
     pictures = [*dataset.images[: len(labels)].cpu().numpy(), *denormalize(augmented, config)]
-    names = [wrap_names(config)[label] for label in labels]
+    names = wrap_names(config)
+    headings = [names[label] for label in labels] * 2
     title = "Training images, and the same cropped, flipped and cut out"
-    show_images(pictures, names * 2, len(names), title, "samples", config)
+    show_images(pictures, headings, len(labels), title, "samples", config)
 
 
 @plot_style()
@@ -1680,7 +1691,7 @@ def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None
     axes[0].set_title(f"what the network sees: {config.image_size} x {config.image_size}")
     if target_layer is not None:
         (heat,) = explain(model, target_layer, images, labels[:1].tolist())
-        axes[1].imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
+        draw_heat(axes[1], heat)
         axes[1].set_title(f"what speaks for {names[0]}")
     rows = range(len(names))
     bars = axes[-1].barh(rows, (100 * probabilities).tolist(), color=BLUE)
