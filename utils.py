@@ -81,6 +81,15 @@ PROFILES = {
     },
 }
 
+# To add a fourth, write one line here and one in get_optimizer.
+# start_lr: where the LR finder begins. peak: its answer, as a multiple of the rate at which the
+# loss was lowest. (How we found these numbers: benchmarks/README.md.)
+OPTIMIZERS = {
+    "muon": {"weight_decay": 5e-4, "start_lr": 1e-3, "peak": 2},
+    "sgd": {"weight_decay": 5e-4, "start_lr": 1e-3, "peak": 3},
+    "adamw": {"weight_decay": 0.05, "start_lr": 1e-5, "peak": 1},
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -102,10 +111,10 @@ class Config:
     crop_padding: int = 4
     cutout_size: int = 16
     cutout_free_fraction: float = 0.2  # of the epochs, the last (arXiv:1909.09148)
-    optimizer: str = "muon"  # MuonSGD; or "sgd"
+    optimizer: str = "muon"  # or "sgd", or "adamw"
     label_smoothing: float = 0.1
     momentum: float = 0.9  # constant: OneCycle moves the learning rate only
-    weight_decay: float = 5e-4  # of weights, but not of Muon's filters, whose norm is fixed
+    weight_decay: float = 5e-4  # of weights, but not of Muon's filters; get_config: AdamW's 0.05
     warmup_fraction: float = 0.2  # of the steps, in which the rate climbs from max_lr / 25
     anneal_strategy: str = "linear"  # the way OneCycleLR climbs and comes down; or "cos"
     lr_finder_steps: int = 100
@@ -139,7 +148,7 @@ class Config:
                 )
 
         choices = {
-            "optimizer": ("muon", "sgd"),
+            "optimizer": tuple(OPTIMIZERS),
             "anneal_strategy": ("linear", "cos"),
             "precision": (None, "float32"),
             "resume": (True, False),
@@ -179,9 +188,9 @@ def get_config(profile: str | None = None, **overrides) -> Config:
     """Choose a profile, apply overrides, look at what lies in output_dir, and seed PyTorch.
     profile: "full" (CIFAR-10) or "quick" (scikit-learn's digits); without it, S11_PROFILE
     decides, or whether there is a GPU. overrides: fields of Config; None means the profile's
-    own value. A dataset of ours brings its classes, mean and std. S11_DATA_DIR and
-    S11_OUTPUT_DIR move the two folders. Raises ValueError for a bad value, and if another run
-    lies in output_dir."""
+    own value. A dataset of ours brings its classes, mean and std; an optimizer, its weight decay.
+    S11_DATA_DIR and S11_OUTPUT_DIR move the two folders. Raises ValueError for a bad value, and
+    if another run lies in output_dir."""
     overrides = {name: value for name, value in overrides.items() if value is not None}
     device = torch.device(overrides.get("device") or find_device())
     default = "quick" if device.type == "cpu" else "full"
@@ -202,6 +211,9 @@ def get_config(profile: str | None = None, **overrides) -> Config:
         settings = {**DATASETS[dataset], **settings}
     elif not {"classes", "mean", "std"} <= settings.keys():
         raise ValueError(f"{dataset!r} is your own dataset: give its classes, mean and std, too.")
+    optimizer = settings.get("optimizer", Config.optimizer)
+    if optimizer in tuple(OPTIMIZERS):
+        settings.setdefault("weight_decay", OPTIMIZERS[optimizer]["weight_decay"])
 
     for name in ("data_dir", "output_dir"):
         settings[name] = find_folder(settings[name])
@@ -819,7 +831,7 @@ def orthogonalize(matrix: Tensor, precision: str | None = None) -> Tensor:
 
 
 def get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Optimizer:
-    """Return the optimizer that config.optimizer names; to try another, put it here."""
+    """Return the optimizer that config.optimizer names; another one gets its line here, too."""
     filters = set()
     if config.optimizer == "muon":
         convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -831,6 +843,8 @@ def get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Op
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.momentum > 0)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr, (config.momentum, 0.999), weight_decay=0)
     groups.append({"params": [p for p in model.parameters() if p in filters], "orthogonal": True})
     return MuonSGD(groups, lr, config.momentum, precision=config.precision)
 
@@ -1265,11 +1279,16 @@ def replace_file(path: Path, content: bytes) -> bool:
 
 
 # --- 7. Learning rate -----------------------------------------------------------------------
-def range_test(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_lr=10.0) -> tuple:
+def range_test(model: nn.Module, train_loader, config: Config, start_lr=None, end_lr=10.0) -> tuple:
     """Train for config.lr_finder_steps batches while the learning rate grows by a constant
-    factor. Returns the rates and the losses before each step, two lists (Smith, 2015,
-    arXiv:1506.01186). Ends early when the loss is five times its lowest. The model stays as
-    it was."""
+    factor. start_lr: None starts low enough for config.optimizer. Returns the rates and the
+    losses before each step, two lists (Smith, 2015, arXiv:1506.01186). Ends early when the
+    loss is five times its lowest. The model stays as it was. Raises ValueError for a range
+    that does not rise, and FloatingPointError if the first loss is infinite or NaN."""
+    if start_lr is None:
+        start_lr = OPTIMIZERS[config.optimizer]["start_lr"]
+    if not 0 < start_lr < end_lr:
+        raise ValueError(f"The range is {start_lr} to {end_lr}, but must rise from above 0.")
     steps = config.lr_finder_steps
     lrs = []
     losses = []
@@ -1299,29 +1318,27 @@ def range_test(model: nn.Module, train_loader, config: Config, start_lr=1e-3, en
     return lrs, losses
 
 
-def choose_peak(lrs: list[float], losses: list[float]) -> tuple[float, np.ndarray]:
-    """Return the peak that a range test suggests, and the smoothed losses up to the first
-    NaN. The loss falls, and rises again as the steps become too large. The peak is where it
-    has climbed halfway back, for the first time. Raises ValueError if there is no fall."""
+def smooth(losses: list[float]) -> np.ndarray:
+    """Return the losses of a range test up to the first infinite or NaN one, smoothed."""
     is_finite = np.isfinite(losses)
     n = len(losses) if is_finite.all() else is_finite.argmin()
-    smoothed = gaussian_filter1d(np.float64(losses[:n]), sigma=max(1, n / 40), mode="nearest")
-    if n == 0 or smoothed.argmin() < 5:
+    return gaussian_filter1d(np.float64(losses[:n]), sigma=max(1, n / 40), mode="nearest")
+
+
+def choose_peak(lrs: list[float], losses: list[float], config: Config) -> float:
+    """Return the peak that a range test suggests: a multiple, that of config.optimizer, of the
+    rate at which the smoothed loss is lowest. Raises ValueError if the loss never falls."""
+    smoothed = smooth(losses)
+    if len(smoothed) == 0 or smoothed.argmin() < 5:
         raise ValueError(f"The loss only rises: start below {lrs[0]:.2g}, or check the data.")
-    lowest = np.minimum.accumulate(smoothed)  # so far
-    fall = smoothed[0] - lowest
-    is_lost = (smoothed - lowest > fall / 2) & (fall > fall[-1] / 2)  # the second: no mere bump
-    end = is_lost.argmax() if is_lost.any() else n
-    return lrs[end - 1], smoothed
+    return OPTIMIZERS[config.optimizer]["peak"] * lrs[smoothed.argmin()]
 
 
-def find_lr(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_lr=10.0) -> float:
+def find_lr(model: nn.Module, train_loader, config: Config, start_lr=None, end_lr=10.0) -> float:
     """Draw the loss while the learning rate grows, and return the peak to use with OneCycle.
-    A run in output_dir that goes on keeps its peak: then, there is no search. Raises
-    ValueError if the loss never falls, or if training could not start with this model, loader
-    or folder."""
-    if not 0 < start_lr < end_lr:
-        raise ValueError(f"The range is {start_lr} to {end_lr}, but must rise from above 0.")
+    start_lr, end_lr: as in range_test. A run in output_dir that goes on keeps its peak: then,
+    there is no search. Raises ValueError if the loss never falls, if the range does not rise,
+    or if training could not start with this model, loader or folder."""
     saved = check_start(model, train_loader, config)
     if saved:
         print(f"The run in {shorten(config.output_dir)} keeps its peak of {saved['max_lr']:.3g}.")
@@ -1330,10 +1347,13 @@ def find_lr(model: nn.Module, train_loader, config: Config, start_lr=1e-3, end_l
             show_picture(figure.read_bytes(), "LR finder", figure)
         return saved["max_lr"]
     lrs, losses = range_test(model, train_loader, config, start_lr, end_lr)
-    max_lr, smoothed = choose_peak(lrs, losses)
-    if max_lr == lrs[-1]:
-        print(f"LR finder: up to {max_lr:.3g}, the loss hardly rose: try a higher end_lr.")
-    plot_lr_finder(lrs, losses, smoothed, max_lr, config)
+    max_lr = choose_peak(lrs, losses, config)
+    plot_lr_finder(lrs, losses, max_lr, config)
+    if max_lr >= lrs[-1] and len(lrs) == config.lr_finder_steps:
+        print(f"LR finder: up to {lrs[-1]:.3g}, the loss hardly rose: try a higher end_lr.")
+    elif config.optimizer != "muon":
+        print(f"LR finder: {max_lr:.3g} is a careful guess. The rule was made for Muon: with")
+        print(f"{config.optimizer}, compare a few peaks, up to five times this one.")
     return max_lr
 
 
@@ -1413,18 +1433,31 @@ def wrap_names(config: Config) -> list[str]:
 
 
 @plot_style()
-def plot_lr_finder(lrs, losses, smoothed: np.ndarray, max_lr: float, config: Config):
-    """Draw the losses of a range test, and the peak that was chosen."""
+def plot_lr_finder(lrs: list[float], losses: list[float], max_lr: float, config: Config):
+    """Draw the losses of a range test, the peak that was chosen, and what courses would choose."""
+    smoothed = smooth(losses)
+    rates = np.array(lrs[: len(smoothed)])
+    lowest = smoothed.argmin()
+    steepest = np.gradient(smoothed, np.log(rates))[: lowest + 1].argmin()
+    fall = smoothed[0] - smoothed[lowest]
+
     figure, axis = plt.subplots(figsize=(8, 4))
-    fall = smoothed[0] - smoothed.min()
-    half = (smoothed[0] + smoothed.min()) / 2
     axis.plot(lrs, losses, ".", color=GREY, label="loss of one batch")
-    axis.plot(lrs[: len(smoothed)], smoothed, color=BLUE, label="smoothed")
-    axis.axhline(half, color=GREEN, linestyle=":", label="half of the fall")
-    axis.axvline(max_lr, color=ORANGE, linestyle="--", label=f"chosen peak: {max_lr:.3g}")
+    axis.plot(rates, smoothed, color=BLUE, label="smoothed")
+    label = f"lowest at {rates[lowest]:.2g}"
+    axis.plot(rates[lowest], smoothed[lowest], "o", color=BLUE, label=label)
+    marks = {
+        f"a tenth of that: {rates[lowest] / 10:.2g}": (rates[lowest] / 10, GREEN, ":"),
+        f"steepest fall: {rates[steepest]:.2g}": (rates[steepest], GREEN, "-."),
+        f"our peak: {max_lr:.3g}": (max_lr, ORANGE, "--"),
+    }
+    for label, (rate, color, style) in marks.items():
+        axis.axvline(rate, color=color, linestyle=style, label=label)
     axis.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
     axis.xaxis.set(major_formatter="{x:g}", minor_formatter=plt.LogFormatter())  # no LaTeX
-    axis.set_ylim(smoothed.min() - fall / 2, smoothed[0] + 2 * fall)  # the rest is off the scale
+    # What blows up is off the scale.
+    axis.set_ylim(smoothed[lowest] - fall / 2, smoothed[0] + fall)
+    axis.set_xlim(rates[0] / 1.2, min(max(10 * rates[lowest], 1.5 * max_lr), 1.2 * lrs[-1]))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     show_figure(figure, f"LR finder: OneCycle will peak at {max_lr:.3g}", "lr_finder", config)
 

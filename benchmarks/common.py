@@ -209,7 +209,7 @@ def train(settings: dict, loader, held_out, config: utils.Config) -> tuple[nn.Mo
         row["max_lr"] = settings["max_lr"]
     else:
         row["finder"] = find_curve(model, loader, config)
-        row["max_lr"] = choose_peak(row["finder"])
+        row["max_lr"] = choose_peak(row["finder"], config)
     history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)
     return model, history, row
 
@@ -232,13 +232,12 @@ def find_curve(model: nn.Module, loader, config: utils.Config) -> dict[str, list
     return curve
 
 
-def choose_peak(curve: dict[str, list[float]]) -> float:
+def choose_peak(curve: dict[str, list[float]], config: utils.Config) -> float:
     """Return the peak that a curve suggests; FloatingPointError if its loss only rises."""
     try:
-        max_lr, _ = utils.choose_peak(curve["lr"], curve["loss"])
+        return utils.choose_peak(curve["lr"], curve["loss"], config)
     except ValueError as error:  # even the smallest steps were too large
         raise FloatingPointError(str(error)) from None
-    return max_lr
 
 
 def run_all(part: str, runs: list, train_one: Callable):

@@ -291,7 +291,8 @@ def read_run(folder: Path) -> dict:
 
 def get_own_settings(state: dict) -> dict:
     """Return what a checkpoint's run did otherwise than the defaults, as JSON has it."""
-    defaults = vars(utils.Config)
+    optimizer = utils.OPTIMIZERS.get(state["run"]["optimizer"], {})
+    defaults = vars(utils.Config) | {"weight_decay": optimizer.get("weight_decay")}
     settings = {}
     for name, value in state["run"].items():
         if name != "seed" and value != defaults.get(name, value):

@@ -63,7 +63,8 @@ def steps():
 
     def note(optimizer, *_):
         group = optimizer.param_groups[0]
-        made.append((group["lr"], group["momentum"]))
+        momentum = group["betas"][0] if "betas" in group else group["momentum"]
+        made.append((group["lr"], momentum))
 
     with register_optimizer_step_pre_hook(note):
         yield made

@@ -147,6 +147,12 @@ def test_a_bad_value_gets_one_sentence_with_its_name(make_config, name, value):
     assert str(shown) in str(caught.value)
 
 
+def test_an_optimizer_brings_its_weight_decay_and_yours_wins(make_config):
+    assert make_config().weight_decay == make_config(optimizer="sgd").weight_decay == 5e-4
+    assert make_config(optimizer="adamw").weight_decay == 0.05
+    assert make_config(optimizer="adamw", weight_decay=0.0).weight_decay == 0
+
+
 def test_a_misspelt_setting_is_told(make_config):
     with pytest.raises(TypeError, match="epoch"):
         make_config(epoch=3)

@@ -75,7 +75,7 @@ def test_only_a_figure_is_kept(make_config, tmp_path):
 
 def test_a_loss_that_hardly_rose_is_told(make_config, capsys):
     find_peak(make_config)
-    assert "hardly rose" not in capsys.readouterr().out
+    assert "higher end_lr" not in capsys.readouterr().out
     find_peak(make_config, 1e-4, 1e-2)
     assert "hardly rose: try a higher end_lr" in capsys.readouterr().out
 
@@ -259,41 +259,70 @@ def test_an_overflow_in_float16_is_told_as_such(config, pretend_gpu):
 
 # --- Which peak it chooses ------------------------------------------------------------------------
 LRS = np.geomspace(1e-4, 10, 100)
+MULTIPLES = {"muon": 2, "sgd": 3, "adamw": 1}
 
 
 def make_losses(lowest=0.1):
-    """A loss that falls along a sigmoid, is lowest at a learning rate, and explodes beyond."""
+    """A loss that falls along a sigmoid, is lowest near a learning rate, and explodes beyond."""
     x = np.log10(LRS) - np.log10(lowest)
     return 2.3 - 1 / (1 + np.exp(-4 * (x + 1))) + np.exp(np.minimum(6 * x, 20)) / 20
 
 
+@pytest.mark.parametrize("optimizer", MULTIPLES)
 @pytest.mark.parametrize(("lowest", "noise"), [(0.01, 0.0), (0.01, 0.05), (1.0, 0.05)])
-def test_peak_is_the_last_before_half_of_the_fall_is_lost(lowest, noise):
+def test_peak_is_a_multiple_of_the_rate_of_the_lowest_loss(make_config, optimizer, lowest, noise):
     losses = make_losses(lowest)
-    expected = LRS[np.flatnonzero(losses <= (losses.min() + losses[0]) / 2)[-1]]
+    expected = MULTIPLES[optimizer] * LRS[np.argmin(losses)]
     noisy = losses + noise * np.random.default_rng(0).standard_normal(100)
-    peak, _ = utils.choose_peak(LRS, noisy)
-    assert peak == pytest.approx(expected, rel=0.3)
-    assert peak > 1.2 * LRS[np.argmin(losses)], "not the minimum, which moves with chance"
-
-
-def test_peak_is_before_a_bump_though_the_loss_falls_again():
-    x = np.log10(LRS)
-    losses = np.where(x < -1, 2.3 - np.clip(x + 3.5, 0, 1), 1.4)
-    peak, _ = utils.choose_peak(LRS, losses + 0.8 * np.exp(-(((x + 1) / 0.3) ** 2)))
-    assert 10**-2.5 < peak < 0.1
+    peak = utils.choose_peak(LRS, noisy, make_config(optimizer=optimizer))
+    assert peak == pytest.approx(expected, rel=0.5 if noise else 0.15)
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
-def test_what_comes_after_the_first_infinite_loss_does_not_count(bad):
+def test_what_comes_after_the_first_infinite_loss_does_not_count(config, bad):
     losses = make_losses()
-    losses[60:90] = bad
-    peak, smoothed = utils.choose_peak(LRS, losses)
-    assert peak == pytest.approx(LRS[59])
-    assert len(smoothed) == 60
+    losses[40:] = np.linspace(0.5, 0.1, 60)
+    losses[50:60] = bad
+    assert utils.choose_peak(LRS, losses, config) == pytest.approx(2 * LRS[49])
+    assert len(utils.smooth(losses)) == 50
 
 
 @pytest.mark.parametrize("losses", [np.geomspace(2, 9, 50), np.full(50, np.nan), [2.3, np.inf]])
-def test_a_loss_that_never_falls_is_told(losses):
+def test_a_loss_that_never_falls_is_told(config, losses):
     with pytest.raises(ValueError, match=r"start below 0\.0001.*check the data"):
-        utils.choose_peak(LRS[: len(losses)], losses)
+        utils.choose_peak(LRS[: len(losses)], losses, config)
+
+
+def test_figure_marks_the_peak_and_what_courses_would_choose(config, shown):
+    losses = make_losses(0.1)
+    lowest = LRS[np.argmin(losses)]
+    utils.plot_lr_finder([*LRS], [*losses], 2 * lowest, config)
+    marked = {
+        line.get_label().split(":")[0]: line.get_xdata()[0] for line in shown[0][0].axes[0].lines
+    }
+    assert marked["our peak"] == pytest.approx(2 * lowest)
+    assert marked["a tenth of that"] == pytest.approx(lowest / 10)
+    assert marked["steepest fall"] == pytest.approx(0.01, rel=0.3)
+    assert marked[f"lowest at {lowest:.2g}"] == pytest.approx(lowest)
+
+
+def test_figure_does_not_give_half_of_its_width_to_the_blow_up(config, shown):
+    utils.plot_lr_finder([*LRS], [*make_losses(0.01)], 0.02, config)
+    left, right = np.log(shown[0][0].axes[0].get_xlim())
+    assert (np.log(0.02) - left) / (right - left) > 0.6
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_finder_tells_that_its_rule_was_made_for_muon(make_config, capsys, optimizer):
+    find_peak(make_config)
+    assert "made for Muon" not in capsys.readouterr().out
+    find_peak(make_config, optimizer=optimizer)
+    assert f"{optimizer}, compare a few peaks" in capsys.readouterr().out
+
+
+def test_finder_starts_lower_for_adamw(make_config, shown):
+    starts = {}
+    for optimizer in MULTIPLES:
+        find_peak(make_config, optimizer=optimizer)
+        starts[optimizer] = shown[-1][0].axes[0].lines[0].get_xdata()[0]
+    assert starts == pytest.approx({"muon": 1e-3, "sgd": 1e-3, "adamw": 1e-5})

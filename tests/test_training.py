@@ -50,7 +50,7 @@ def test_training_optimises_the_smoothed_loss(model, config, make_loader):
         torch.testing.assert_close(p, q - 0.1 * q.grad)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
+@pytest.mark.parametrize("optimizer", utils.OPTIMIZERS)
 def test_no_reading_from_the_device_in_the_loop(config, steps, monkeypatch, optimizer):
     """On a device that only knows shapes, so that whatever wants a number fails."""
     float32 = utils.get_autocast(config.device)
@@ -111,6 +111,37 @@ def test_what_is_no_filter_trains_by_sgd_and_biases_do_not_decay(make_config, mo
             torch.testing.assert_close(model.state_dict()[key], value)
 
 
+def test_adamw_is_pytorchs_with_a_decay_of_its_own_and_none_for_biases(make_config):
+    model = make_layers()
+    twin = copy.deepcopy(model)
+    config = make_config(optimizer="adamw", momentum=0.8)
+    groups = [{"params": [p], "weight_decay": 0.05 * (p.ndim > 1)} for p in twin.parameters()]
+    make_steps(model, utils.get_optimizer(model, 0.1, config))
+    make_steps(twin, torch.optim.AdamW(groups, 0.1, betas=(0.8, 0.999)))
+    for key, value in twin.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], value)
+
+
+def test_a_fourth_optimizer_takes_two_lines(model, make_config, monkeypatch):
+    monkeypatch.setitem(
+        utils.OPTIMIZERS, "rmsprop", {"weight_decay": 0.01, "start_lr": 1e-5, "peak": 1}
+    )
+    get_optimizer = utils.get_optimizer
+
+    def get_rmsprop(model, lr, config):
+        if config.optimizer == "rmsprop":
+            return torch.optim.RMSprop(model.parameters(), lr, weight_decay=config.weight_decay)
+        return get_optimizer(model, lr, config)
+
+    monkeypatch.setattr(utils, "get_optimizer", get_rmsprop)
+    config = make_config(optimizer="rmsprop", epochs=2, train_images=320)
+    assert config.weight_decay == 0.01
+    loaders = utils.get_dataloaders(config)
+    max_lr = utils.find_lr(model, loaders[0], config)
+    history = utils.fit_one_cycle(model, *loaders, max_lr, config)
+    assert history["train_loss"][1] < history["train_loss"][0]
+
+
 def test_filters_turn_and_keep_their_norm(make_config):
     model = make_layers()
     start = copy.deepcopy(model.state_dict())
@@ -151,7 +182,7 @@ def test_every_step_follows_one_cycle(model, make_config, steps):
     assert history["lr"] == used, "the history shows the learning rates used"
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
+@pytest.mark.parametrize("optimizer", utils.OPTIMIZERS)
 def test_momentum_is_not_cycled(model, make_config, steps, optimizer):
     fit(model, make_config(train_images=64, optimizer=optimizer, momentum=0.8))
     assert {momentum for _, momentum in steps} == {0.8}
