@@ -238,6 +238,9 @@ def announce(config: Config):
         print("The real run starts by itself where there is a GPU, or with S11_PROFILE=full.")
     elif config.device.type == "cpu" and not config.caveat:
         print(f"There is no GPU: on a CPU, {config.epochs} epochs may take many hours.")
+        if (CODE / "models" / "resnet18.pt").exists():
+            print("For our result in minutes, put this in place of the LR finder and the training:")
+            print("    history = utils.load_result(model, config)")
     if "google.colab" in sys.modules and config.device.type == "cpu":
         print("This Colab has no GPU: Runtime > Change runtime type > T4 GPU, then run all again.")
     what = f"{config.dataset}, {config.epochs} epochs, batches of {config.batch_size}"
@@ -1014,6 +1017,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
 
 # --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------
 HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
+CODE = Path(__file__).resolve().parent
 RECORD = ("run", "max_lr", "trained_before", "history", "stamp", "machine", "commit")
 
 
@@ -1141,6 +1145,43 @@ def read_history(config: Config) -> dict[str, list[float]]:
     return record["history"]
 
 
+def load_result(model: nn.Module, config: Config) -> dict[str, list[float]]:
+    """Load the weights in models/resnet18.pt, in place of training; return their run's history.
+    They belong to a row of results.json, which carries their SHA-256. Raises ValueError if
+    there are none, if no row knows them, or if config has other data or another
+    normalisation than their run."""
+    row, weights = read_result(CODE)
+    for name in ("dataset", "mean", "std"):
+        theirs = row["settings"].get(name, getattr(Config, name))
+        if json.dumps(theirs) != json.dumps(getattr(config, name)):
+            raise ValueError(
+                f"The weights in models/resnet18.pt were trained with another {name} ({theirs}): "
+                "they fit utils.get_config('full')."
+            )
+    model.load_state_dict(weights)
+    model.was_trained = True
+    model.eval()
+    print(f"These weights, of seed {row['seed']}, were measured: {row['accuracy']:.2f} %.")
+    return row["history"]
+
+
+def read_result(code: Path) -> tuple[dict, dict]:
+    """Return the weights in models/resnet18.pt, and before them their row of results.json."""
+    path = code / "models" / "resnet18.pt"
+    if not path.exists():
+        raise ValueError(f"There are no weights in {shorten(path)}: train a network of your own.")
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    results = json.loads((code / "results.json").read_text(encoding="utf-8"))
+    for row in results.get("record", []):
+        if row.get("weights") == digest:
+            return row, torch.load(io.BytesIO(content), "cpu", weights_only=True)
+    raise ValueError(
+        f"No row of results.json has the SHA-256 of {shorten(path)}, {digest}: "
+        "take both files from the same commit."
+    )
+
+
 def refuse_other_run(run: dict, saved: dict | None, config: Config):
     """Raise ValueError if output_dir holds another run than this, which must be kept."""
     if saved is None:
@@ -1236,10 +1277,9 @@ def keep_random_state(device: torch.device):
 
 def get_commit() -> str | None:
     """Return the code's commit, with "+changes" if files differ from it; None without git."""
-    folder = Path(__file__).resolve().parent
-    git = ["git", "-C", str(folder)]
+    git = ["git", "-C", str(CODE)]
     # The folder may lie in another repository without being one.
-    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(CODE.parent)}
     options = {"env": environment, "capture_output": True, "text": True, "check": True}
     try:
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], **options).stdout.strip()

@@ -28,11 +28,22 @@ def read_near_duplicates(path: str) -> set[int]:
         ) from None
 
 
+def add_near_duplicates(parser: argparse.ArgumentParser):
+    """Add the option that names the test images to leave out."""
+    parser.add_argument(
+        "--near-duplicates",
+        metavar="CSV",
+        type=read_near_duplicates,
+        default=set(),
+        help="whose column TestID numbers the test images to leave out (ciFAIR's)",
+    )
+
+
 def score(model: nn.Module, loader, near_duplicates: set[int], precision=None) -> dict:
     """Return the loss and, in %, the accuracies: one view, mirrored views, no near duplicates."""
     logits, labels = utils.predict(model, loader, precision)
-    mirrored_loader = [(images.flip(3), labels) for images, labels in loader]
-    mirrored_logits, _ = utils.predict(model, mirrored_loader, precision)
+    mirrored_batches = ((images.flip(3), labels) for images, labels in loader)
+    mirrored_logits, _ = utils.predict(model, mirrored_batches, precision)
 
     right = (logits.argmax(1) == labels).tolist()
     both_right = ((logits + mirrored_logits).argmax(1) == labels).tolist()
@@ -65,13 +76,7 @@ def train(settings: dict, seed: int, folder: Path, near_duplicates: set[int]) ->
 def main():
     """Train with all settings and seeds of which results.json has no row."""
     parser = common.get_parser(__doc__)
-    parser.add_argument(
-        "--near-duplicates",
-        metavar="CSV",
-        type=read_near_duplicates,
-        default=set(),
-        help="whose column TestID numbers the test images to leave out (ciFAIR's)",
-    )
+    add_near_duplicates(parser)
     args, runs = common.parse_runs(parser, "record")
     common.run_all("record", runs, partial(train, near_duplicates=args.near_duplicates))
 

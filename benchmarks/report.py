@@ -2,10 +2,11 @@
 
 python -m benchmarks.report                       # write the tables, and draw the LR sweep
 python -m benchmarks.report --check               # only compare: status 1 if a table differs
-python -m benchmarks.report outputs/full          # this run replaces all of the record
+python -m benchmarks.report outputs/full          # this run replaces the record, with its weights
 python -m benchmarks.report outputs/full --add    # or joins them, as one more seed
 """
 
+import hashlib
 import shutil
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
@@ -17,6 +18,7 @@ from statistics import mean, median, stdev
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.ticker import LogLocator
+from torch import nn
 
 import utils
 from benchmarks import common
@@ -270,7 +272,7 @@ def read_run(folder: Path) -> dict:
             "machine": state["machine"],
             "max_lr": state.get("max_lr") or max(history["lr"]),
             "test_images": 10_000,
-            "history": {name: values for name, values in history.items() if name != "lr"},
+            "history": {**history, "lr": [float(f"{lr:.4g}") for lr in history["lr"]]},
             "loss": history["test_loss"][-1],
             "accuracy": history["test_accuracy"][-1],
         }
@@ -304,8 +306,11 @@ def get_own_settings(state: dict) -> dict:
 
 
 def take_run(folder: Path, add: bool):
-    """Put a run into the record, in place of all others or as one more seed."""
+    """Put a run into the record: in place of all others, with its weights, or as one more seed."""
     row = read_run(folder)
+    weights = None if add or "network" in row["settings"] else pack_weights(folder)
+    if weights:
+        row["weights"] = hashlib.sha256(weights).hexdigest()
     old = common.read_results().get("record", [])
     if add and old and row["settings"] not in [other["settings"] for other in old]:
         sys.exit(f"{folder} has other settings than the record: leave out --add.")
@@ -317,6 +322,33 @@ def take_run(folder: Path, add: bool):
     common.add_row("record", row, gone)
     told = [f"seed {other['seed']} with {other['accuracy']:.2f} %" for other in gone]
     print(f"results.json: {row['accuracy']:.2f} % replaces {', '.join(told) or 'nothing'}.")
+    if not add:
+        replace_weights(weights)
+
+
+def pack_weights(folder: Path) -> bytes:
+    """Return the weights of a run as a plain state_dict of half the size.
+
+    Convolutions and the linear layer are float16, which load_state_dict turns back.
+    """
+    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    model = ResNet18()
+    model.load_state_dict(state["model"])
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.half()
+    return utils.to_bytes(model.state_dict())
+
+
+def replace_weights(weights: bytes | None):
+    """Write models/resnet18.pt; without new weights, remove old ones, whose row is gone."""
+    path = common.ROOT / "models" / "resnet18.pt"
+    if weights:
+        utils.replace_file(path, weights)
+        print("Replaced:", path)
+    elif path.exists():
+        path.unlink()
+        print(f"Removed: {path}, since this run is of another network.")
 
 
 def copy_figures(folder: Path):

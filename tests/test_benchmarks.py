@@ -1,5 +1,6 @@
 """The benchmarks: what they promise, on a stand-in for CIFAR-10 and with a small network."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -15,8 +16,9 @@ import torchvision
 from torch import nn
 
 import utils
-from benchmarks import common, record, report, speed, sweep
+from benchmarks import common, record, report, speed, sweep, verify
 from helpers import ROOT, make_images, make_network, save_run
+from models.resnet import ResNet18
 
 TRAINED = ("epochs=2", "batch_size=45", "max_lr=0.02")
 BLOCKS = "".join(f"<!-- begin: {key} -->\n<!-- end: {key} -->\n" for key in report.get_blocks({}))
@@ -31,7 +33,7 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", partial(make_images, 10))
     monkeypatch.setattr(common, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for script in (common, speed):
+    for script in (common, speed, verify):
         monkeypatch.setattr(script, "ResNet18", make_network)
     for name in ("train", "predict", "range_test"):
         monkeypatch.setattr(utils, name, Mock(wraps=getattr(utils, name)))
@@ -124,7 +126,7 @@ def test_a_call_that_makes_no_sense_is_refused_before_anything_is_trained(
     assert utils.train.call_count == 0
 
 
-@pytest.mark.parametrize("script", [sweep, record, speed, report])
+@pytest.mark.parametrize("script", [sweep, record, speed, report, verify])
 def test_help_does_nothing_else(script, call, capsys):
     with pytest.raises(SystemExit) as stopped:
         call(script, "--help")
@@ -624,6 +626,165 @@ def test_marks_in_a_wrong_order_lose_no_text(call, root, capsys):
     assert "<!-- begin: results -->" in read_readme()
 
 
+# --- The weights, and whoever checks them ---------------------------------------------------------
+def test_a_run_leaves_its_weights_in_half_the_size(call, root):
+    save_run(root / "run")
+    call(report, "run")
+    path = root / "models" / "resnet18.pt"
+    assert path.stat().st_size < 25e6
+    (row,) = read_rows("record")
+    assert row["weights"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+    model = ResNet18()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    trained = torch.load(root / "run" / "checkpoint.pt", weights_only=True)["model"]
+    for name, value in model.state_dict().items():
+        is_half = value.ndim > 1 or name == "linear.bias"
+        expected = trained[name].half().float() if is_half else trained[name]
+        assert torch.equal(value, expected), name
+
+
+def test_weights_of_another_network_are_not_taken_and_old_ones_go(call, root, capsys):
+    save_run(root / "run")
+    call(report, "run")
+    change_checkpoint(root / "run", model=make_network().state_dict())
+    call(report, "run")
+    assert not (root / "models" / "resnet18.pt").exists()
+    assert "Removed" in capsys.readouterr().out
+    assert "weights" not in read_rows("record")[0]
+
+
+def test_one_more_seed_leaves_the_weights_as_they_are(call, root):
+    save_run(root / "run")
+    call(report, "run")
+    old = (root / "models" / "resnet18.pt").read_bytes()
+    save_run(root / "other", seed=1)
+    call(report, "other", "--add")
+    assert (root / "models" / "resnet18.pt").read_bytes() == old
+    assert ["weights" in row for row in read_rows("record")] == [True, False]
+
+
+@pytest.fixture
+def add_weights(root):
+    """Write the weights of the small network, and a row that knows them; return how."""
+
+    def add(**changes):
+        torch.manual_seed(0)
+        weights = utils.to_bytes(make_network().state_dict())
+        (root / "models").mkdir()
+        (root / "models" / "resnet18.pt").write_bytes(weights)
+        row = make_record_row(weights=hashlib.sha256(weights).hexdigest(), **changes)
+        common.add_row("record", row)
+
+    return add
+
+
+@pytest.fixture
+def scores(add_weights, call, root):
+    """Return what the small network really scores, as --write notes it down."""
+    add_weights(accuracy=0.0)
+    csv = root / "list.csv"
+    csv.write_text("TestID\n0\n5\n")
+    call(verify, "--write", "--near-duplicates", csv)
+    (row,) = read_rows("record")
+    (root / "models" / "resnet18.pt").unlink()
+    (root / "models").rmdir()
+    (root / "results.json").unlink()
+    return {name: row[name] for name in verify.SCORES}
+
+
+def test_what_was_written_is_verified(add_weights, scores, call, root, capsys):
+    add_weights(**scores)
+    assert call(verify) == 0
+    told = capsys.readouterr().out
+    assert told.count(f"{scores['accuracy']:.2f} %") >= 2, "measured and known"
+    assert told.count("right") == 2
+    assert call(verify, "--near-duplicates", root / "list.csv") == 0
+    assert capsys.readouterr().out.count("right") == 3
+    assert len(utils.predict.call_args_list[-2].args[1].dataset) == 30, "those for testing"
+
+
+@pytest.mark.parametrize(("by", "status"), [(0.05, 0), (-0.05, 0), (0.06, 1), (-0.06, 1)])
+@pytest.mark.parametrize("name", verify.SCORES)
+def test_a_number_that_is_not_right_is_found(name, by, status, add_weights, scores, call, root):
+    add_weights(**scores | {name: scores[name] + by})
+    assert call(verify, "--near-duplicates", root / "list.csv") == status
+
+
+def test_a_number_that_was_never_measured_is_no_mistake(add_weights, scores, call, capsys):
+    add_weights(accuracy=scores["accuracy"])
+    assert call(verify) == 0
+    assert "not measured yet" in capsys.readouterr().out
+
+
+def test_all_machines_measure_in_float32(add_weights, scores, call, native_bfloat16):
+    native_bfloat16()
+    add_weights(**scores)
+    assert call(verify) == 0
+    assert {call.args[2] for call in utils.predict.call_args_list} == {"float32"}
+
+
+def test_weights_are_measured_as_their_run_saw_the_images(add_weights, call):
+    add_weights(settings=ROW_OF_MEAN, accuracy=0.0)
+    call(verify)
+    assert utils.predict.call_args_list[-2].args[1].dataset.config.mean == (0.5, 0.5, 0.5)
+
+
+def test_weights_that_no_row_knows_are_never_unpickled(add_weights, call, root, monkeypatch):
+    add_weights()
+    path = root / "models" / "resnet18.pt"
+    path.write_bytes(path.read_bytes() + b"!")
+    monkeypatch.setattr(torch, "load", Mock())
+    with pytest.raises(SystemExit, match=r"^No row of results.json has the SHA-256[^\n]*$"):
+        call(verify)
+    torch.load.assert_not_called()
+
+
+def test_missing_weights_are_told(call):
+    with pytest.raises(SystemExit, match=r"^There are no weights[^\n]*$"):
+        call(verify)
+
+
+@pytest.fixture
+def result(add_weights, root, monkeypatch):
+    """Let utils find weights and results in the test's own folder; return their history."""
+    history = {"test_accuracy": [50.0, 60.0], "lr": [0.1, 0.2], "seconds": [1, 1]}
+    add_weights(accuracy=60.0, history=history)
+    monkeypatch.setattr(utils, "CODE", root)
+    return history
+
+
+def test_our_result_is_loaded_in_place_of_training(result, make_config, capsys):
+    config = make_config("full")
+    assert "history = utils.load_result(model, config)" in capsys.readouterr().out
+    torch.manual_seed(1)
+    model = make_network()
+    assert utils.load_result(model, config) == result
+    torch.manual_seed(0)
+    trained = make_network().state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+    assert not model.training
+    assert "60.00 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("settings", [{"profile": "quick"}, {"profile": "full", **MEAN}])
+def test_our_result_does_not_fit_other_data(settings, result, make_config):
+    model = make_network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^The weights [^\n]* another (dataset|mean)[^\n]*$"):
+        utils.load_result(model, make_config(**settings))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_training_on_from_our_result_is_told(result, make_config, capsys):
+    model = make_network()
+    config = make_config("full", epochs=1, batch_size=50)
+    utils.load_result(model, config)
+    utils.fit_one_cycle(model, *utils.get_dataloaders(config), 0.01, config)
+    assert "trained before" in capsys.readouterr().out
+
+
+# --- The sweep's figure and table ----------------------------------------------------------------
 @pytest.fixture
 def short_sweep():
     """Add short runs with three peaks for both optimizers, and a peak of the LR finder."""
