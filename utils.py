@@ -43,6 +43,7 @@ import torch.nn.functional as F
 import torchinfo
 import torchvision
 from IPython import display, get_ipython
+from matplotlib.colors import LinearSegmentedColormap
 from PIL import Image, ImageOps
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -87,7 +88,7 @@ PROFILES = {
 OPTIMIZERS = {
     "muon": {"weight_decay": 5e-4, "start_lr": 1e-3, "peak": 2},
     "sgd": {"weight_decay": 5e-4, "start_lr": 1e-3, "peak": 3},
-    "adamw": {"weight_decay": 0.05, "start_lr": 1e-5, "peak": 1},
+    "adamw": {"weight_decay": 0.05, "start_lr": 1e-5, "peak": 2},
 }
 
 
@@ -982,13 +983,12 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
 
     history = record["history"]
     cutouts = [cut_out for cut_out in get_cutouts(train_loader) if cut_out.enabled]
-    whole_from = round(config.epochs * (1 - config.cutout_free_fraction), 9)  # without CutOut
     untrained = copy.deepcopy(model.state_dict())
     try:
         for epoch in range(len(history["seconds"]), config.epochs):
             print(f"Epoch {epoch + 1}")
             for cut_out in cutouts:
-                cut_out.enabled = epoch < whole_from
+                cut_out.enabled = epoch < get_cutout_end(config)
             start = time.perf_counter()
             loss, accuracy, lrs = train(model, train_loader, optimizer, scheduler, scaler, config)
             seconds = time.perf_counter() - start
@@ -1013,6 +1013,12 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     model.eval()  # ready to be used
     replace_file(config.output_dir / "model.pt", to_bytes(model.state_dict()))
     return history
+
+
+def get_cutout_end(config: Config) -> float:
+    """Return the number of the first epoch without CutOut, counted from 0; rounded to 9 digits,
+    so that 0.2 of 20 epochs are 4."""
+    return round(config.epochs * (1 - config.cutout_free_fraction), 9)
 
 
 # --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------
@@ -1362,16 +1368,16 @@ def smooth(losses: list[float]) -> np.ndarray:
     """Return the losses of a range test up to the first infinite or NaN one, smoothed."""
     is_finite = np.isfinite(losses)
     n = len(losses) if is_finite.all() else is_finite.argmin()
-    return gaussian_filter1d(np.float64(losses[:n]), sigma=max(1, n / 40), mode="nearest")
+    return gaussian_filter1d(np.float64(losses[:n]), sigma=max(2, n / 40), mode="nearest")
 
 
-def choose_peak(lrs: list[float], losses: list[float], config: Config) -> float:
-    """Return the peak that a range test suggests: a multiple, that of config.optimizer, of the
-    rate at which the smoothed loss is lowest. Raises ValueError if the loss never falls."""
+def choose_peak(lrs: list[float], losses: list[float], optimizer: str) -> float:
+    """Return the peak that a range test suggests: a multiple, that of the optimizer, of the rate
+    at which the smoothed loss is lowest. Raises ValueError if the loss never falls."""
     smoothed = smooth(losses)
-    if len(smoothed) == 0 or smoothed.argmin() < 5:
+    if len(smoothed) == 0 or smoothed.argmin() < 3:
         raise ValueError(f"The loss only rises: start below {lrs[0]:.2g}, or check the data.")
-    return OPTIMIZERS[config.optimizer]["peak"] * lrs[smoothed.argmin()]
+    return OPTIMIZERS[optimizer]["peak"] * lrs[smoothed.argmin()]
 
 
 def find_lr(model: nn.Module, train_loader, config: Config, start_lr=None, end_lr=10.0) -> float:
@@ -1387,7 +1393,7 @@ def find_lr(model: nn.Module, train_loader, config: Config, start_lr=None, end_l
             show_picture(figure.read_bytes(), "LR finder", figure)
         return saved["max_lr"]
     lrs, losses = range_test(model, train_loader, config, start_lr, end_lr)
-    max_lr = choose_peak(lrs, losses, config)
+    max_lr = choose_peak(lrs, losses, config.optimizer)
     plot_lr_finder(lrs, losses, max_lr, config)
     if max_lr >= lrs[-1] and len(lrs) == config.lr_finder_steps:
         print(f"LR finder: up to {lrs[-1]:.3g}, the loss hardly rose: try a higher end_lr.")
@@ -1399,6 +1405,8 @@ def find_lr(model: nn.Module, train_loader, config: Config, start_lr=None, end_l
 
 # --- 8. Figures: saved in config.output_dir, and shown in a notebook ------------------------
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito: colour-blind
+# Red from transparent to opaque (RGBA): it is seen on a bright sky, and in the dark.
+HEAT = LinearSegmentedColormap.from_list("heat", ["#FFB00000", "#FF5A00A0", "#C80000E6"])
 STYLE = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 120,
@@ -1440,12 +1448,20 @@ def show_picture(picture: bytes, title: str, path: Path):
         print(f"Figure: {shorten(path)}")
 
 
-def show_images(images, headings, columns: int, title: str, name: str, config: Config, heats=None):
-    """Draw images (N, H, W, 3) in rows, with headings; heats: maps (H, W), 0 to 1, or None."""
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
-    heats = heats or [None] * len(images)
-    width = min(max(11 / columns, 1.1), 2.2)  # inches, which hold the name of a class
+class Tile(NamedTuple):
+    """An image in a figure of many."""
+
+    image: np.ndarray  # (H, W, 3)
+    heading: str
+    heat: np.ndarray | None = None  # GradCAM's map (H, W), from 0 to 1
+
+
+def show_tiles(tiles: list, columns: int, title: str, name: str, config: Config):
+    """Draw tiles in rows, below their headings; None leaves a place empty."""
+    columns = min(columns, len(tiles))
+    rows = math.ceil(len(tiles) / columns)
+    headings = [tile.heading for tile in tiles if tile]
+    width = min(max(11 / columns, 1.1), 2.2)  # inches
     height = width + 0.18 * (1 + max(heading.count("\n") for heading in headings))
     figure, axes = plt.subplots(
         rows,
@@ -1454,17 +1470,40 @@ def show_images(images, headings, columns: int, title: str, name: str, config: C
         squeeze=False,
         subplot_kw={"frame_on": False, "xticks": [], "yticks": []},
     )
-    for axis, image, heading, heat in zip(axes.flat, images, headings, heats, strict=False):
-        axis.imshow(image, interpolation="nearest")
-        axis.set_title(heading)
-        if heat is not None:
-            draw_heat(axis, heat)
+    for axis, tile in zip(axes.flat, tiles, strict=False):
+        if tile is None:
+            continue
+        axis.set_title(tile.heading)
+        if tile.heat is None:
+            axis.imshow(tile.image, interpolation="nearest")
+        else:
+            draw_heat(axis, tile.image, tile.heat)
+    fit_titles(figure, axes.flat, width)
+    if any(tile and tile.heat is not None for tile in tiles):
+        draw_heat_scale(figure, axes)
     show_figure(figure, title, name, config)
 
 
-def draw_heat(axis: plt.Axes, heat: np.ndarray):
-    """Lay a map (H, W) from 0 to 1 over an image: the brighter, the less of the image is seen."""
-    axis.imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
+def fit_titles(figure: plt.Figure, axes, width: float):
+    """Make titles so small that the widest one is no wider than its axis, in inches."""
+    titles = [axis.title for axis in axes]
+    widest = max(title.get_window_extent().width for title in titles) / figure.dpi
+    for title in titles:
+        title.set_fontsize(title.get_fontsize() * min(1, 0.95 * width / widest))
+
+
+def draw_heat(axis: plt.Axes, image: np.ndarray, heat: np.ndarray):
+    """Lay a map (H, W) from 0 to 1 over an image in light grey: all colour is the map's."""
+    grey = 0.3 + 0.7 * image.mean(2)
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1)
+
+
+def draw_heat_scale(figure: plt.Figure, axes):
+    """Say below the maps which colour speaks for the class."""
+    colors = plt.cm.ScalarMappable(plt.Normalize(0, 1), HEAT)
+    scale = figure.colorbar(colors, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.02)
+    scale.set_ticks([0, 1], labels=["speaks least for the class", "speaks most for it"])
 
 
 def wrap_names(config: Config) -> list[str]:
@@ -1513,26 +1552,38 @@ def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
     pictures = [*dataset.images[: len(labels)].cpu().numpy(), *denormalize(augmented, config)]
     names = wrap_names(config)
     headings = [names[label] for label in labels] * 2
+    tiles = [Tile(*tile) for tile in zip(pictures, headings, strict=True)]
     title = "Training images, and the same cropped, flipped and cut out"
-    show_images(pictures, headings, len(labels), title, "samples", config)
+    show_tiles(tiles, len(labels), title, "samples", config)
 
 
 @plot_style()
 def plot_history(history: dict[str, list[float]], config: Config):
-    """Draw loss and accuracy of train and test per epoch, and the learning rate per step."""
+    """Draw loss and accuracy of train and test per epoch, and the learning rate per step; a line
+    shows where CutOut ends."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))
-    epochs = range(1, len(history["test_loss"]) + 1)
+    done = len(history["test_loss"])
+    epochs = range(1, done + 1)
     units = {"loss": "mean cross-entropy per image", "accuracy": "accuracy (%)"}
     for axis, (name, unit) in zip(axes, units.items(), strict=False):
         axis.plot(epochs, history[f"train_{name}"], ".--", color=ORANGE, label="train (augmented)")
         axis.plot(epochs, history[f"test_{name}"], ".-", color=BLUE, label="test")
-        axis.set(title=f"{name.capitalize()}, train and test", xlabel="epoch", ylabel=unit)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[2].plot(history["lr"], color=GREEN, label=f"peak: {max(history['lr']):.3g}")
-    axes[2].set(title="Learning rate: OneCycle", xlabel="step", ylabel="learning rate")
+        axis.set(title=f"{name.capitalize()}, train and test", ylabel=unit)
+    # Steps are spread over their epochs: the last of epoch 1 stands at 1.
+    steps = np.arange(1, len(history["lr"]) + 1) * (done / len(history["lr"]))
+    axes[2].plot(steps, history["lr"], color=GREEN, label=f"peak: {max(history['lr']):.3g}")
+    axes[2].set(title="Learning rate: OneCycle", ylabel="learning rate")
+
+    with_cutout = math.ceil(get_cutout_end(config))  # so many epochs
+    is_drawn = with_cutout < min(done, config.epochs)
+    if config.dataset in DATASETS and config.cutout_size and is_drawn:
+        for axis in axes:
+            axis.axvline(with_cutout, color=GREY, linestyle=":", label="CutOut ends")
     for axis in axes:
-        axis.legend()
-    title = f"Test accuracy after epoch {epochs[-1]}: {history['test_accuracy'][-1]:.2f} %"
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(frameon=True, edgecolor="none")  # above the line
+    title = f"Test accuracy after epoch {done}: {history['test_accuracy'][-1]:.2f} %"
     show_figure(figure, title, "history", config)
 
 
@@ -1638,7 +1689,7 @@ def check_count(count: int):
 
 @plot_style()
 def plot_misclassified(misclassified: Misclassified, config: Config, count: int = 10):
-    """Draw the first mistakes with predicted class, its probability, and true class."""
+    """Draw the first mistakes, numbered, with predicted and true class and their probabilities."""
     check_mistakes(misclassified, misclassified.model, config)
     check_count(count)
     total = len(misclassified.images)
@@ -1646,26 +1697,26 @@ def plot_misclassified(misclassified: Misclassified, config: Config, count: int 
         print("The model made no mistake: there are no misclassified images to show.")
         return
     names = wrap_names(config)
-    headings = [
-        f"predicted {names[prediction]} ({probability:.0%})\ntrue {names[label]}"
-        for label, prediction, probability in zip(
-            misclassified.labels[:count],
-            misclassified.predictions[:count],
-            misclassified.probabilities[:count],
-            strict=True,
-        )
-    ]
-    title = f"{len(headings)} of {total:,} mistakes on the test images: the highest losses"
     pictures = denormalize(misclassified.images[:count], config)
-    show_images(pictures, headings, 5, title, "misclassified", config)
+    tiles = []
+    for i, picture in enumerate(pictures):
+        predicted = names[misclassified.predictions[i]]
+        true = names[misclassified.labels[i]]
+        # A cross-entropy is minus the logarithm of the true class's probability.
+        probability = math.exp(-misclassified.losses[i])
+        heading = f"{i + 1}: {predicted} ({misclassified.probabilities[i]:.1%})"
+        heading += f"\ntrue: {true} ({probability:.1%})"
+        tiles.append(Tile(picture, heading))
+    title = f"{len(tiles)} of {total:,} mistakes, the worst first: predicted and true class"
+    show_tiles(tiles, 5, title, "misclassified", config)
 
 
 @plot_style()
 def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, count: int = 10):
-    """Draw where the network looked in the first mistakes, for the predicted and the true
-    class. A column per mistake: the image, and below it the heat maps of both classes, each
-    scaled to its own range. Raises ValueError for a target_layer without maps of at least 5 x
-    5 pixels, and for the mistakes of another model."""
+    """Draw where the network looked in the first mistakes, for the predicted and the true class.
+    Five mistakes side by side, numbered as in plot_misclassified: the image, and below it the
+    heat maps of both classes, each scaled to its own range. Raises ValueError for a
+    target_layer without maps of at least 5 x 5 pixels, and for the mistakes of another model."""
     check_mistakes(misclassified, model, config)
     check_count(count)
     images = misclassified.images[:count]
@@ -1676,16 +1727,23 @@ def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, 
         return
 
     names = wrap_names(config)
-    headings = ["image"] * len(images)
-    heats = [None] * len(images)
+    pictures = denormalize(images, config)
+    rows = [[Tile(picture, f"{i}") for i, picture in enumerate(pictures, 1)]]
     classes = {"predicted": misclassified.predictions, "true": misclassified.labels}
     for kind, labels in classes.items():
         labels = labels[:count].tolist()
-        heats += explain(model, target_layer, images, labels)
-        headings += [f"{kind}\n{names[label]}" for label in labels]
-    pictures = [*denormalize(images, config)] * 3
-    title = f"GradCAM ({height} x {width} pixels): bright is what speaks for the class"
-    show_images(pictures, headings, len(images), title, "gradcam", config, heats)
+        heats = explain(model, target_layer, images, labels)
+        headings = [f"{kind}: {names[label]}" for label in labels]
+        rows.append([Tile(*tile) for tile in zip(pictures, headings, heats, strict=True)])
+
+    columns = min(5, len(images))
+    tiles = []
+    for start in range(0, len(images), columns):
+        for row in rows:
+            part = row[start : start + columns]
+            tiles += part + [None] * (columns - len(part))
+    title = f"GradCAM ({height} x {width} pixels): where the network looked"
+    show_tiles(tiles, columns, title, "gradcam", config)
 
 
 def check_layer(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[int, int]:
@@ -1758,13 +1816,13 @@ def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None
     columns = 2 if target_layer is None else 3
     figure, axes = plt.subplots(1, columns, figsize=(3.2 * columns, 3.2))
     shown = denormalize(images, config)[0]
+    axes[0].imshow(shown, interpolation="nearest")
     for axis in axes[:-1]:
-        axis.imshow(shown, interpolation="nearest")
         axis.set_axis_off()
     axes[0].set_title(f"what the network sees: {config.image_size} x {config.image_size}")
     if target_layer is not None:
         (heat,) = explain(model, target_layer, images, labels[:1].tolist())
-        draw_heat(axes[1], heat)
+        draw_heat(axes[1], shown, heat)
         axes[1].set_title(f"what speaks for {names[0]}")
     rows = range(len(names))
     bars = axes[-1].barh(rows, (100 * probabilities).tolist(), color=BLUE)

@@ -209,7 +209,7 @@ def train(settings: dict, loader, held_out, config: utils.Config) -> tuple[nn.Mo
         row["max_lr"] = settings["max_lr"]
     else:
         row["finder"] = find_curve(model, loader, config)
-        row["max_lr"] = choose_peak(row["finder"], config)
+        row["max_lr"] = choose_peak(row["finder"], config.optimizer)
     history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)
     return model, history, row
 
@@ -232,10 +232,10 @@ def find_curve(model: nn.Module, loader, config: utils.Config) -> dict[str, list
     return curve
 
 
-def choose_peak(curve: dict[str, list[float]], config: utils.Config) -> float:
+def choose_peak(curve: dict[str, list[float]], optimizer: str) -> float:
     """Return the peak that a curve suggests; FloatingPointError if its loss only rises."""
     try:
-        return utils.choose_peak(curve["lr"], curve["loss"], config)
+        return utils.choose_peak(curve["lr"], curve["loss"], optimizer)
     except ValueError as error:  # even the smallest steps were too large
         raise FloatingPointError(str(error)) from None
 

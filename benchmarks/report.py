@@ -228,30 +228,53 @@ def update_page(name: str, blocks: dict, needed: tuple, check: bool) -> bool:
 # --- The figure of the sweep ----------------------------------------------------------------------
 @utils.plot_style()
 def draw_sweep(results: dict):
-    """Draw accuracy by peak in the short runs, for both optimizers, and what the finder chose."""
+    """Draw accuracy by peak in the short runs, for both optimizers, and where the finder leads."""
     short = {"half_size": True, "epochs": 5, "cutout_free_fraction": 0, "anneal_strategy": "cos"}
-    rows = [row for row in results["sweep"] if "max_lr" in row] + results.get("finder", [])
     groups = group_sweep(results)
 
     figure, axis = plt.subplots(figsize=(8, 4.5))
     titles = []
     for own, name, color in (({}, "Muon", utils.BLUE), ({"optimizer": "sgd"}, "SGD", utils.GREEN)):
         setting = describe(short | own)
-        peaks = groups.get(setting, {})
-        points = {peak: mean(values) for peak, values in sorted(peaks.items())}
-        axis.plot(points.keys(), points.values(), "o-", color=color, label=name)
+        peaks = sorted(groups.get(setting, {}).items())
+        points = {peak: mean(values) for peak, values in peaks}
+        # From the least to the most of several seeds.
+        below = [points[peak] - min(values) for peak, values in peaks]
+        above = [max(values) - points[peak] for peak, values in peaks]
+        axis.errorbar(
+            points.keys(),
+            points.values(),
+            [below, above],
+            fmt="o-",
+            color=color,
+            capsize=4,
+            label=f"{name} (bars: from seed to seed)",
+        )
         if points:
             best = max(points, key=points.get)
             titles.append(f"{name} is best with a peak of {best} ({points[best]:.1f} %)")
-        for peak in {row["max_lr"] for row in rows if describe(row["settings"]) == setting}:
-            axis.axvline(peak, color=color, ls=":", label=f"LR finder's peak for {name}")
+        for peak in find_peaks(results, setting):
+            axis.axvline(peak, color=color, ls=":", label=f"where the LR finder leads with {name}")
 
     axis.set(xscale="log", xlabel="peak learning rate", ylabel="accuracy on validation images (%)")
     axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
-    axis.set_title(f"{', '.join(titles)}\n({describe(short)})")
+    told = "5 epochs of CIFAR-10 in half the size, with CutOut to the end and a cosine"
+    axis.set_title(f"{', '.join(titles)}\n({told})")
     axis.legend()
     figure.savefig(common.ROOT / "images" / "lr_sweep.png")
     plt.close(figure)
+
+
+def find_peaks(results: dict, setting: str) -> set[float]:
+    """Return the peaks to which today's rule leads on the curves that were kept of a setting."""
+    curves = [(row["settings"], row) for row in results.get("finder", [])]
+    curves += [(row["settings"], row["finder"]) for row in results["sweep"] if "finder" in row]
+    peaks = set()
+    for settings, curve in curves:
+        if describe(settings) == setting:
+            optimizer = settings.get("optimizer", "muon")
+            peaks.add(utils.choose_peak(curve["lr"], curve["loss"], optimizer))
+    return peaks
 
 
 # --- A run of the notebook ------------------------------------------------------------------------

@@ -161,9 +161,8 @@ def test_record_trains_on_all_images_and_tests_once_after_the_end(call):
     (row,) = read_rows("record")
     assert count_images(utils.train) == [100, 100]
     assert row["test_images"] == 30
-    *looks, mirrored = utils.predict.call_args_list
+    *looks, _mirrored = utils.predict.call_args_list
     assert [len(look.args[1].dataset) for look in looks] == [10, 10, 30], "probes, and the test"
-    assert len(mirrored.args[1]) == 1, "and the mirror images, which are a list of one batch"
 
 
 class Left(nn.Linear):
@@ -245,8 +244,7 @@ def test_half_size_reaches_the_network(call):
 def test_without_max_lr_the_peak_is_that_of_the_curve_in_the_row(call):
     call(sweep, "lr_finder_steps=20", *TRAINED[:2], "--seeds=1")
     (row,) = read_rows("sweep")
-    config = utils.get_config("full", device="cpu")
-    assert row["max_lr"] == utils.choose_peak(row["finder"]["lr"], row["finder"]["loss"], config)
+    assert row["max_lr"] == utils.choose_peak(row["finder"]["lr"], row["finder"]["loss"], "muon")
     assert utils.range_test.call_count == 1
 
 
@@ -792,7 +790,9 @@ def short_sweep():
         for own in ({}, {"optimizer": "sgd"}):
             settings = {**SHORT, **own, "max_lr": lr}
             common.add_row("sweep", {"settings": settings, "max_lr": lr, "accuracy": accuracy})
-    common.add_row("finder", {"settings": SHORT, "max_lr": 0.03})
+    rates = [0.01 * 1.1**i for i in range(20)]
+    losses = [abs(i - 10) for i in range(20)]
+    common.add_row("finder", {"settings": SHORT, "max_lr": 0.5, "lr": rates, "loss": losses})
 
 
 def draw(call):
@@ -803,14 +803,29 @@ def draw(call):
     return axis
 
 
+def get_bars(axis):
+    """Return label and content of each line with bars."""
+    return [(bars.get_label(), bars) for bars in axis.containers]
+
+
 def test_the_sweep_is_drawn_for_both_optimizers_with_the_finders_peak(call, root, short_sweep):
     axis = draw(call)
     assert "Muon is best with a peak of 0.02 (75.0 %), SGD is best" in axis.get_title()
-    muon, peak, sgd = axis.lines
-    assert list(muon.get_ydata()) == [70, 75, 72]
-    assert list(sgd.get_ydata()) == [70, 75, 72]
-    assert list(peak.get_xdata()) == [0.03, 0.03]
+    points = {label.split()[0]: bars[0].get_ydata() for label, bars in get_bars(axis)}
+    assert list(points["Muon"]) == list(points["SGD"]) == [70, 75, 72]
+    (peak,) = [line.get_xdata()[0] for line in axis.lines if "leads" in line.get_label()]
+    assert peak == pytest.approx(2 * 0.01 * 1.1**10), "by the rule of today, from the curve"
     assert (root / "images" / "lr_sweep.png").stat().st_size > 10_000
+
+
+def test_bars_show_the_seeds(call, short_sweep):
+    settings = {**SHORT, "max_lr": 0.02}
+    row = {"settings": settings, "seed": 1, "max_lr": 0.02, "accuracy": 79}
+    common.add_row("sweep", row)
+    label, (line, _, (bars,)) = get_bars(draw(call))[0]
+    assert "Muon" in label
+    assert line.get_ydata()[1] == 77, "the mean"
+    assert bars.get_segments()[1][:, 1].tolist() == [75, 79], "from the least to the most"
 
 
 def test_each_setting_of_the_sweep_is_tabled_with_its_best_peak(call, short_sweep):

@@ -1,11 +1,14 @@
 """Figures: what they show, and what they leave as it was; GradCAM on networks of known answer."""
 
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -126,7 +129,35 @@ def test_history_shows_train_and_test_and_every_learning_rate(config, shown):
     utils.plot_history(HISTORY, config)
     lines = [line for axis in shown[0][0].axes for line in axis.lines]
     assert [line.get_label().split()[0] for line in lines] == ["train", "test"] * 2 + ["peak:"]
+    assert {axis.get_xlabel() for axis in shown[0][0].axes} == {"epoch"}
+    assert lines[-1].get_xdata()[-1] == 3, "the last step ends the last epoch"
     assert [[*line.get_ydata()] for line in lines] == [HISTORY[name] for name in CURVES]
+
+
+def find_ends(figure):
+    """Return where a figure of a history says that CutOut ends, an entry for each axis."""
+    lines = [line for axis in figure.axes for line in axis.lines]
+    return [line.get_xdata()[0] for line in lines if line.get_label() == "CutOut ends"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "end"),
+    [
+        ({"epochs": 3, "cutout_free_fraction": 0.4}, 2),
+        ({"epochs": 3, "cutout_free_fraction": 0.2}, None),  # there is none for 0.6 epochs
+        ({"epochs": 3, "cutout_free_fraction": 0.4, "cutout_size": 0}, None),
+        ({"epochs": 20}, None),  # it is not there yet
+    ],
+)
+def test_a_line_shows_where_cutout_ends(make_config, shown, settings, end):
+    utils.plot_history(HISTORY, make_config(**settings))
+    assert find_ends(shown[0][0]) == ([end] * 3 if end else [])
+
+
+def test_no_line_is_drawn_where_we_cannot_know_of_cutout(make_config, shown):
+    own = {"dataset": "mine", "classes": "ab", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    utils.plot_history(HISTORY, make_config("full", **own, epochs=3, cutout_free_fraction=0.4))
+    assert find_ends(shown[0][0]) == []
 
 
 def test_history_of_a_single_epoch_is_seen(config, shown):
@@ -187,7 +218,7 @@ def test_mistakes_have_their_position_in_the_test_set(answers, reader):
     assert positions == [*WRONG]
 
 
-def test_gallery_names_predicted_class_probability_and_true_class(
+def test_gallery_numbers_mistakes_and_names_both_classes_with_their_probabilities(
     answers, reader, make_config, shown
 ):
     found = utils.get_misclassified(reader, DataLoader(answers, 8))
@@ -195,7 +226,7 @@ def test_gallery_names_predicted_class_probability_and_true_class(
     figure, title = shown[0]
     headings = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert len(headings) == 3
-    assert headings[0] == "predicted $20 (100%)\ntrue 7"
+    assert headings[0] == "1: $20 (99.9%)\ntrue: 7 (0.1%)"
     assert "3 of 3 mistakes" in title
 
 
@@ -285,7 +316,34 @@ def test_gallery_and_gradcam_show_the_images_as_they_were_stored(noise, pictures
 
     utils.plot_gradcam(model, found, noise.config, target_layer=model[0])
     gradcam = [picture.get_array() for picture in pictures()]
-    np.testing.assert_allclose(gradcam[: len(expected)], expected, atol=1e-5)
+    colored = [image for image in gradcam if image.ndim == 3]
+    np.testing.assert_allclose(colored, expected, atol=1e-5)
+
+
+LONG = {
+    "13 letters": ["hippopotamus" + letter for letter in "abcdefghij"],
+    "CJK": ["\u98db\u884c\u6a5f" * 4] * 10,
+    "two words": ["sulphur-crested cockatoo"] * 10,
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_of_classes_do_not_run_into_each_other(make_config, noise, shown, kind):
+    config = replace(noise.config, classes=tuple(LONG[kind]))
+    loader = utils.make_loader(
+        noise.pixels, torch.arange(10), noise.test_loader.dataset.transform, config
+    )
+    utils.plot_samples(loader, config)
+    utils.plot_misclassified(utils.get_misclassified(make_small_model(), loader), config)
+    for figure, _ in shown:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        titles = [axis.title for axis in figure.axes if axis.get_title()]
+        renderer = canvas.get_renderer()
+        boxes = [title.get_window_extent(renderer).bounds for title in titles]  # row after row
+        for (x, _, width, _), (next_x, *_) in pairwise(boxes):
+            assert next_x < x or x + width <= next_x
 
 
 def test_samples_show_the_images_as_they_were_stored_and_augmented(noise, pictures):
@@ -330,6 +388,7 @@ def explain(config, shown):
         utils.plot_gradcam(model, found, config, target_layer=layer)
         axes = shown[-1][0].axes
         headings = [axis.get_title() for axis in axes]
+        assert "speaks most" in axes[-1].get_xticklabels()[-1].get_text(), "a scale"
         maps = [axis.get_images()[1].get_array() for axis in axes if len(axis.get_images()) > 1]
         return headings, maps
 
@@ -342,10 +401,44 @@ def test_gradcam_explains_each_image_for_its_own_two_classes(explain):
     conv.weight = nn.Parameter(torch.eye(10)[:, :3, None, None].clone())
     model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     headings, maps = explain(model.requires_grad_(False), conv)
-    assert headings[:2] == ["image", "image"]
-    assert headings[2:] == ["predicted\n0", "predicted\n1", "true\n1", "true\n2"]
+    assert headings[:2] == ["1", "2"]
+    assert headings[2:4] == ["predicted: 0", "predicted: 1"]
+    assert headings[4:6] == ["true: 1", "true: 2"]
     means = [[heat[square].mean() for square in SQUARES] for heat in maps]
     np.testing.assert_allclose(means, np.eye(3)[[0, 1, 1, 2]], atol=0.1)
+
+
+def test_gradcam_stands_in_rows_of_five_mistakes_with_the_numbers_of_the_gallery(noise, shown):
+    model = make_small_model()
+    found = utils.get_misclassified(model, noise.test_loader)
+    utils.plot_gradcam(model, found, noise.config, model[0], count=7)
+    rows = {}
+    for axis in shown[-1][0].axes[:-1]:
+        if axis.get_title():
+            rows.setdefault(axis.get_subplotspec().rowspan.start, []).append(axis.get_title())
+    assert rows[0] == ["1", "2", "3", "4", "5"]
+    assert rows[3] == ["6", "7"]
+    predictions = [f"predicted: {label}" for label in found.predictions[:7].tolist()]
+    assert rows[1] + rows[4] == predictions
+    assert rows[2] + rows[5] == [f"true: {label}" for label in found.labels[:7].tolist()]
+
+
+@pytest.mark.parametrize("brightness", [0.0, 0.5, 1.0])
+def test_a_spot_is_seen_on_images_of_any_brightness(brightness):
+    figure, axis = plt.subplots(figsize=(1, 1), dpi=32)
+    axis.set_axis_off()
+    axis.set_position([0, 0, 1, 1])
+    heat = np.zeros((32, 32))
+    heat[8:24, 8:24] = 1
+    utils.draw_heat(axis, np.full((32, 32, 3), brightness), heat)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255.0
+    plt.close(figure)
+    spot = pixels[16, 16]
+    around = pixels[2, 2]
+    assert spot[0] - spot[2] > 0.5, "red"
+    assert np.ptp(around) < 0.05, "grey"
+    assert np.abs(spot - around).max() > 0.25
 
 
 def test_gradcam_is_the_same_when_what_follows_works_in_place(explain):
