@@ -1431,7 +1431,8 @@ def plot_style():
 
 def show_figure(figure: plt.Figure, title: str, name: str, config: Config):
     """Title a figure, with what must be known of the run; save it as PNG and show it."""
-    figure.suptitle(f"{title}\n({config.caveat})" if config.caveat else title, fontsize=13)
+    title_and_caveat = f"{title}\n({config.caveat})" if config.caveat else title
+    figure.suptitle(title_and_caveat, fontsize=10 if title.count("\n") > 1 else 13)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     plt.close(figure)
@@ -1878,8 +1879,10 @@ def plot_comparison(runs: dict[str, str | Path], config: Config):
     for setting in dict.fromkeys(setting for name in names for setting in facts[name]):
         values = [str(facts[name].get(setting)) for name in names]
         if len(set(values)) > 1:
+            if setting == "machine":  # so long a name stands only once
+                values = [*dict.fromkeys(values)]
             differences.append(f"{setting.replace('_', ' ')}: {', '.join(values)}")
-    told = "\n".join(textwrap.wrap("; ".join(differences) or "the same settings", 100))
+    told = "\n".join(textwrap.wrap("; ".join(differences) or "the same settings", 120))
     best = records[names[0]]["run"]
     data = {name: best[name] for name in ("profile", "dataset", "train_images")}
     config = replace(config, **data)  # so that the figure tells of their data, not of yours
