@@ -1023,7 +1023,7 @@ def get_cutout_end(config: Config) -> float:
 
 # --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------
 HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
-CODE = Path(__file__).resolve().parent
+CODE = Path(globals().get("__file__", "utils.py")).resolve().parent  # a cell has no __file__
 RECORD = ("run", "max_lr", "trained_before", "history", "stamp", "machine", "commit")
 
 

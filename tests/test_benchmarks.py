@@ -549,6 +549,56 @@ def test_headline_is_about_the_plainest_settings():
     assert "default settings" in headline
 
 
+def test_the_comparison_shows_other_optimizers_too():
+    rows = [
+        make_record_row(accuracy=94.0, mirrored_accuracy=95.0),
+        make_record_row(accuracy=96.0, mirrored_accuracy=97.0, seed=1),
+        make_record_row(settings={"anneal_strategy": "cos"}),
+        make_record_row(settings={"optimizer": "sgd", "anneal_strategy": "cos"}, accuracy=90.0),
+    ]
+    lines = report.get_blocks({"record": rows})["comparison"].splitlines()
+    assert lines[2] == "| ours, default settings | 3 | 95.00 % | 96.00 % | 2 |"
+    assert lines[3] == "| ours, SGD, cosine | 3 | 90.00 % | \u2013 | 1 |"
+    assert lines[4].startswith("| [cifar10-zoo]")
+
+
+def test_the_page_says_how_to_check_the_number_once_there_are_weights():
+    rows = [make_record_row(), make_record_row(seed=1, weights="0" * 64)]
+    check = report.get_blocks({"record": rows})["check"]
+    assert "benchmarks.verify" in check
+    assert "(seed 1)" in check
+    assert "models/resnet18.pt)" in check
+    without = report.get_blocks({"record": rows[:1]})["check"]
+    assert "models/resnet18.pt)" not in without, "a link that leads nowhere"
+
+
+def test_the_weight_decay_of_an_optimizer_is_no_setting_of_its_own(call, root):
+    save_run(root / "run", optimizer="adamw", weight_decay=0.05)
+    call(report, "run")
+    assert read_rows("record")[0]["settings"] == {"optimizer": "adamw"}
+    save_run(root / "other", optimizer="adamw", weight_decay=5e-4)
+    call(report, "other")
+    assert read_rows("record")[0]["settings"] == {"optimizer": "adamw", "weight_decay": 5e-4}
+
+
+def test_the_ladder_compares_a_run_of_each_of_the_records_settings(call, root):
+    history = {"test_accuracy": [50.0, 60.0], "test_loss": [1.5, 1.0], "seconds": [1.0, 1.0]}
+    history |= {"train_accuracy": [1.0, 2.0], "train_loss": [2.0, 1.0]}
+    for settings in ({}, {}, {"optimizer": "sgd"}, {"network": "not ResNet18"}):
+        common.add_row("record", make_record_row(settings=settings, history=history))
+    common.add_row("record", make_record_row(settings={"epochs": 3}))  # was not tested every epoch
+    with patch.object(utils, "plot_comparison", wraps=utils.plot_comparison) as compare:
+        call(report)
+    assert {*compare.call_args.args[0]} == {"Muon", "Muon, network not ResNet18", "SGD"}
+    assert (root / "images" / "ladder.png").stat().st_size > 10_000
+
+
+def test_a_single_run_is_no_ladder(call, root):
+    save_run(root / "run")
+    call(report, "run")
+    assert not (root / "images" / "ladder.png").exists()
+
+
 def test_the_log_is_of_a_run_that_was_tested_every_epoch(root):
     save_run(root / "run")
     tested = report.read_run(root / "run")
