@@ -8,6 +8,7 @@ python -m benchmarks.report outputs/full --add    # or joins them, as one more s
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
@@ -53,12 +54,11 @@ WORDS = {
 }
 
 
-def name_rung(settings: dict) -> str:
+def say(settings: dict) -> str:
     """Name settings in a reader's words, the optimizer first: "SGD, cosine"."""
-    rest = {name: value for name, value in settings.items() if name != "optimizer"}
-    words = [describe({"optimizer": settings.get("optimizer", "muon")})]
-    words += [describe({name: value}) for name, value in sorted(rest.items())]
-    return ", ".join(WORDS.get(word, word) for word in words)
+    names = sorted(settings, key=lambda name: (name != "optimizer", name))
+    words = [describe({name: settings[name]}) for name in names]
+    return ", ".join(WORDS.get(word, word) for word in words) or "default settings"
 
 
 def average(values: list[float]) -> str:
@@ -115,7 +115,7 @@ def make_comparison(results: dict) -> str:
         own_rows.append(compare(f"ours, {describe(own[0]['settings'])}", own))
     for settings in find_other_optimizers(record):
         own = [row for row in record if row["settings"] == settings]
-        own_rows.append(compare(f"ours, {name_rung(settings)}", own))
+        own_rows.append(compare(f"ours, {say(settings)}", own))
     head = ["the same network", "epochs", "one view", "mirrored views", "runs"]
     return make_table(head, own_rows + rows)
 
@@ -165,11 +165,12 @@ def make_results(results: dict) -> str:
     head += ["mirrored views", "without near duplicates", "median epoch, training", "machine"]
     rows = []
     for row in get_record(results):
-        cells = [str(row["seed"]), describe(row["settings"])]
+        cells = [str(row["seed"]), say(row["settings"])]
         cells += [f"{row['max_lr']:.3g}", f"{row['loss']:.4f}"]
         for name in ("accuracy", "mirrored_accuracy", "without_near_duplicates"):
             cells.append(f"{row[name]:.2f} %" if name in row else "\u2013")
-        cells += [f"{median(row['history']['seconds']):.3g} s", row["machine"]]
+        machine = re.sub(r"\+\w+\)", ")", row["machine"])  # without the build of PyTorch
+        cells += [f"{median(row['history']['seconds']):.3g} s", machine]
         rows.append(cells)
     return make_table(head, rows)
 
@@ -348,7 +349,7 @@ def draw_ladder(results: dict):
             settings = {
                 name: row["settings"][name] for name in row["settings"] if name != "network"
             }
-            name = name_rung(row["settings"])
+            name = say({"optimizer": "muon", **row["settings"]})
             if name in runs or "test_loss" not in row["history"]:
                 continue
             runs[name] = Path(folder) / str(len(runs))
