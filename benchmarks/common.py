@@ -38,7 +38,8 @@ def read_results() -> dict[str, list[dict]]:
     except ValueError as error:  # a merge conflict, half of a file, another encoding
         sys.exit(
             f"{path} is not valid JSON ({error}): "
-            f"settle the merge conflict in it, if there is one, or take it from git again."
+            f"settle the merge conflict in it, if there is one; if you have deleted the last line "
+            f"of a part, delete the comma before it, too; or take the file from git again."
         )
 
 
@@ -52,10 +53,19 @@ def add_row(part: str, row: dict, gone=()):
         kept = [old for old in results.get(part, []) if old not in gone]
         results[part] = [*kept, row]
 
-        text = json.dumps(results).replace('{"date"', '\n{"date"') + "\n"  # a line for each row
+        text = to_lines(results)
         utils.replace_file(path, text.encode())
         if read_results() != json.loads(text):
             sys.exit(f"The row is not in {path}, which could not be written.")
+
+
+def to_lines(results: dict[str, list[dict]]) -> str:
+    """Return JSON with a line for each row, and one for the head of each part."""
+    parts = []
+    for part, rows in results.items():
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        parts.append(f"{json.dumps(part)}: [\n{lines}\n]")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 @contextmanager
@@ -246,6 +256,8 @@ def run_all(part: str, runs: list, train_one: Callable):
     train_one: takes settings, seed and folder, and returns the rest of the row.
     """
     commit = utils.get_commit()  # now, since files may change while a run takes its hours
+    if not runs:
+        print("results.json has all these rows: there is nothing to do.")
     for settings, seed, folder in runs:
         print(f"*** {settings}, seed {seed} ***", flush=True)
         row = {"commit": commit, "settings": settings, "seed": seed}

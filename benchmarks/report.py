@@ -115,7 +115,8 @@ def make_comparison(results: dict) -> str:
         own_rows.append(compare(f"ours, {describe(own[0]['settings'])}", own))
     for settings in find_other_optimizers(record):
         own = [row for row in record if row["settings"] == settings]
-        own_rows.append(compare(f"ours, {say(settings)}", own))
+        peaks = ", ".join(f"{row['max_lr']:.2g}" for row in own)
+        own_rows.append(compare(f"ours, {say(settings)}, peak {peaks}", own))
     head = ["the same network", "epochs", "one view", "mirrored views", "runs"]
     return make_table(head, own_rows + rows)
 
@@ -142,7 +143,8 @@ def compare(title: str, rows: list[dict]) -> list[str]:
 
 def make_check(results: dict) -> str:
     """Say how anyone can check the number, or how, once the weights are there."""
-    for row in results.get("record", []):
+    record = get_record(results)
+    for row in record:
         if "weights" in row:
             return (
                 "**Check it yourself:** `.venv/bin/python -m benchmarks.verify` measures our "
@@ -152,10 +154,11 @@ def make_check(results: dict) -> str:
                 "`history = utils.load_result(model, config)` in place of the LR finder and the "
                 "training shows our mistakes and GradCAM without a GPU, too."
             )
+    seeds = len(get_plainest(record)) + 1
     return (
         "**Check it yourself:** the weights follow with the next full run; from then on, "
-        "`python -m benchmarks.verify` measures them in about three minutes, without a GPU. "
-        "Until then, `python -m benchmarks.record --seeds 1` repeats a run."
+        "`.venv/bin/python -m benchmarks.verify` measures them in three minutes, without a GPU. "
+        f"Until then, `.venv/bin/python -m benchmarks.record --seeds {seeds}` trains one seed more."
     )
 
 

@@ -322,7 +322,25 @@ def test_every_row_stands_in_a_line(root):
     for number in range(3):
         common.add_row("sweep", {"number": number})
     lines = (root / "results.json").read_text().splitlines()
-    assert [line.startswith('{"date"') for line in lines] == [False, True, True, True]
+    assert lines[:2] == ["{", '"sweep": [']
+    assert [line.startswith('{"date"') for line in lines[2:]] == [True, True, True, False, False]
+
+
+def test_a_row_that_was_deleted_takes_no_other_part_along(root, capsys):
+    common.add_row("sweep", {"number": 1})
+    common.add_row("record", {"number": 2})
+    path = root / "results.json"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"number": 1' not in line))
+    assert common.read_results()["sweep"] == []
+    assert len(common.read_results()["record"]) == 1
+
+
+def test_what_is_there_already_is_told(call, capsys):
+    call(sweep, *TRAINED, "--seeds=1")
+    capsys.readouterr()
+    call(sweep, *TRAINED, "--seeds=1")
+    assert "nothing to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["<<<<<<< HEAD\n{}\n=======\n", '{"sweep": [', "", b"\xff\xfe"])
@@ -558,7 +576,7 @@ def test_the_comparison_shows_other_optimizers_too():
     ]
     lines = report.get_blocks({"record": rows})["comparison"].splitlines()
     assert lines[2] == "| ours, default settings | 3 | 95.00 % | 96.00 % | 2 |"
-    assert lines[3] == "| ours, SGD, cosine | 3 | 90.00 % | \u2013 | 1 |"
+    assert lines[3] == "| ours, SGD, cosine, peak 0.03 | 3 | 90.00 % | \u2013 | 1 |"
     assert lines[4].startswith("| [cifar10-zoo]")
 
 

@@ -150,10 +150,16 @@ def check_folders(notebook):
 
 
 def check_figures(notebook):
-    figures = 0
+    drawn = ""
     for cell in get_code(notebook):
-        figures += sum("image/png" in output.get("data", {}) for output in cell.outputs)
-    assert figures >= 6, f"The notebook shows {figures} figures, not six: run all cells, and save."
+        calls = re.findall(r"^[^#\n]*utils\.(plot_\w+|find_lr)\(", cell.source, re.MULTILINE)
+        shown = any("image/png" in output.get("data", {}) for output in cell.outputs)
+        assert shown or not calls, (
+            f"{name(notebook, cell)} draws a figure, but shows none: run all cells, and save."
+        )
+        drawn += " ".join(calls)
+    for needed in ("plot_history", "plot_misclassified", "plot_gradcam"):
+        assert needed in drawn, f"No cell calls utils.{needed}: the assignment asks for its figure."
 
 
 def check_parameters(notebook):
@@ -466,6 +472,10 @@ def show_the_folder_of_root(notebook):
     add_output(get_code(notebook)[3], "Saved in /root/S11/outputs\n")
 
 
+def drop_gradcam(notebook):
+    notebook.cells.remove(find_cell(notebook, "utils.plot_gradcam("))
+
+
 def clear_all_outputs(notebook):
     for cell in get_code(notebook):
         cell.outputs = []
@@ -509,7 +519,8 @@ WRONG = (
     (show_a_home_folder_on_a_mac, check_folders, "Cell 3 .*/Users/ada/S11"),
     (show_a_home_folder_on_windows, check_folders, r"Cell 3 .*C:\\Users\\ada"),
     (show_the_folder_of_root, check_folders, "Cell 3 .*/root/S11"),
-    (clear_all_outputs, check_figures, "0 figures"),
+    (clear_all_outputs, check_figures, "shows none"),
+    (drop_gradcam, check_figures, "No cell calls utils.plot_gradcam"),
     (clear_all_outputs, check_parameters, "get_config.*machine"),
     (clear_all_outputs, check_compared, "torchsummary.*shows nothing"),
     (lose_all_tags, check_parameters, "'parameters'.*get_config"),

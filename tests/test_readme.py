@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 from functools import partial
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import utils
-from helpers import ROOT, make_images, make_network, save_run
+from helpers import ROOT, make_images, make_network, make_small_model, save_run
 from models.resnet import ResNet18
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -296,3 +297,23 @@ def test_the_figures_alone_draw_what_another_loop_has_trained(notebook, tmp_path
     exec(find_block("mine"), notebook)
     drawn = {path.stem for path in tmp_path.glob("*.png")}
     assert {"history", "confusion_matrix", "misclassified", "gradcam"} <= drawn
+
+
+def test_a_fourth_optimizer_takes_the_lines_that_the_readme_names(tmp_path, monkeypatch):
+    (text,) = re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL)
+    entry, code = text.split("\n\n")
+    source = Path(utils.__file__).read_text(encoding="utf-8")
+    head = "OPTIMIZERS = {\n"
+    (adamw,) = re.findall(r" +return torch\.optim\.AdamW\(.*\n", source)
+    source = source.replace(head, f"{head}{entry}\n").replace(adamw, adamw + code)
+    module = ModuleType("with_a_fourth")
+    monkeypatch.setitem(sys.modules, "with_a_fourth", module)
+    exec(source, vars(module))
+
+    config = module.get_config("quick", optimizer="rmsprop", epochs=2, output_dir=tmp_path)
+    train_loader, test_loader = module.get_dataloaders(config)
+    model = make_small_model()
+    max_lr = module.find_lr(model, train_loader, config)
+    history = module.fit_one_cycle(model, train_loader, test_loader, max_lr, config)
+    assert history["train_loss"][1] < history["train_loss"][0]
+    assert type(module.get_optimizer(model, max_lr, config)) is torch.optim.RMSprop

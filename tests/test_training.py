@@ -122,26 +122,6 @@ def test_adamw_is_pytorchs_with_a_decay_of_its_own_and_none_for_biases(make_conf
         torch.testing.assert_close(model.state_dict()[key], value)
 
 
-def test_a_fourth_optimizer_takes_two_lines(model, make_config, monkeypatch):
-    monkeypatch.setitem(
-        utils.OPTIMIZERS, "rmsprop", {"weight_decay": 0.01, "start_lr": 1e-5, "peak": 1}
-    )
-    get_optimizer = utils.get_optimizer
-
-    def get_rmsprop(model, lr, config):
-        if config.optimizer == "rmsprop":
-            return torch.optim.RMSprop(model.parameters(), lr, weight_decay=config.weight_decay)
-        return get_optimizer(model, lr, config)
-
-    monkeypatch.setattr(utils, "get_optimizer", get_rmsprop)
-    config = make_config(optimizer="rmsprop", epochs=2, train_images=320)
-    assert config.weight_decay == 0.01
-    loaders = utils.get_dataloaders(config)
-    max_lr = utils.find_lr(model, loaders[0], config)
-    history = utils.fit_one_cycle(model, *loaders, max_lr, config)
-    assert history["train_loss"][1] < history["train_loss"][0]
-
-
 def test_filters_turn_and_keep_their_norm(make_config):
     model = make_layers()
     start = copy.deepcopy(model.state_dict())
