@@ -125,6 +125,12 @@ def test_history_is_titled_with_the_last_accuracy_not_the_best(make_config, show
     assert shown[0][1] == "Test accuracy after epoch 3: 77.50 %", "and a full run has no caveat"
 
 
+def test_learning_rates_stand_at_the_epochs_of_their_steps(config, shown):
+    utils.plot_history({**HISTORY, "lr": [0.1] * 12}, config)
+    rates = shown[0][0].axes[2].lines[0]
+    assert rates.get_xdata() == pytest.approx(np.arange(1, 13) / 4), "4 steps an epoch"
+
+
 def test_history_shows_train_and_test_and_every_learning_rate(config, shown):
     utils.plot_history(HISTORY, config)
     lines = [line for axis in shown[0][0].axes for line in axis.lines]
