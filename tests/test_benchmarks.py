@@ -833,7 +833,15 @@ def test_our_result_is_loaded_in_place_of_training(result, make_config, capsys):
     assert "60.00 %" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("settings", [{"profile": "quick"}, {"profile": "full", **MEAN}])
+CIFAR10 = {name: getattr(utils.Config, name) for name in ("classes", "mean", "std")}
+OTHER_DATA = [
+    {"profile": "quick"},
+    {"profile": "full", **MEAN},
+    {"profile": "full", "dataset": "mine", **CIFAR10},
+]
+
+
+@pytest.mark.parametrize("settings", OTHER_DATA)
 def test_our_result_does_not_fit_other_data(settings, result, make_config):
     model = make_network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
