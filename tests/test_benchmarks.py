@@ -599,15 +599,26 @@ def test_the_weight_decay_of_an_optimizer_is_no_setting_of_its_own(call, root):
     assert read_rows("record")[0]["settings"] == {"optimizer": "adamw", "weight_decay": 5e-4}
 
 
-def test_the_ladder_compares_a_run_of_each_of_the_records_settings(call, root):
+def test_the_ladder_compares_a_run_of_each_of_the_records_settings(call, root, monkeypatch):
     history = {"test_accuracy": [50.0, 60.0], "test_loss": [1.5, 1.0], "seconds": [1.0, 1.0]}
     history |= {"train_accuracy": [1.0, 2.0], "train_loss": [2.0, 1.0]}
-    for settings in ({}, {}, {"optimizer": "sgd"}, {"network": "not ResNet18"}):
+    for settings in ({}, {"optimizer": "sgd"}, {"network": "not ResNet18"}):
         common.add_row("record", make_record_row(settings=settings, history=history))
+    other = {**history, "test_accuracy": [70.0, 80.0]}
+    common.add_row("record", make_record_row(seed=1, history=other))
     common.add_row("record", make_record_row(settings={"epochs": 3}))  # was not tested every epoch
-    with patch.object(utils, "plot_comparison", wraps=utils.plot_comparison) as compare:
-        call(report)
-    assert {*compare.call_args.args[0]} == {"Muon", "Muon, network not ResNet18", "SGD"}
+    runs = {}
+    plot_comparison = utils.plot_comparison
+
+    def note(folders, config):
+        runs.update((name, utils.read_run(folder)) for name, folder in folders.items())
+        plot_comparison(folders, config)
+
+    monkeypatch.setattr(utils, "plot_comparison", note)
+    call(report)
+    assert {*runs} == {"Muon", "Muon, network not ResNet18", "SGD"}
+    assert runs["Muon"]["history"]["test_accuracy"] == [50.0, 60.0], "of the first seed"
+    assert runs["SGD"]["run"]["optimizer"] == "sgd"
     assert (root / "images" / "ladder.png").stat().st_size > 10_000
 
 
@@ -837,6 +848,7 @@ CIFAR10 = {name: getattr(utils.Config, name) for name in ("classes", "mean", "st
 OTHER_DATA = [
     {"profile": "quick"},
     {"profile": "full", **MEAN},
+    {"profile": "full", "std": (0.5, 0.5, 0.5)},
     {"profile": "full", "dataset": "mine", **CIFAR10},
 ]
 
@@ -845,9 +857,27 @@ OTHER_DATA = [
 def test_our_result_does_not_fit_other_data(settings, result, make_config):
     model = make_network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"^The weights [^\n]* another (dataset|mean)[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^The weights [^\n]* another (dataset|mean|std)[^\n]*$"):
         utils.load_result(model, make_config(**settings))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_result_of_another_normalisation_fits_a_config_that_has_it(
+    add_weights, make_config, root, monkeypatch
+):
+    add_weights(settings=ROW_OF_MEAN)
+    monkeypatch.setattr(utils, "CODE", root)
+    assert utils.load_result(make_network(), make_config("full", **MEAN))
+    with pytest.raises(ValueError, match="another mean"):
+        utils.load_result(make_network(), make_config("full"))
+
+
+def test_our_result_is_only_offered_where_it_helps(result, make_config, root, capsys):
+    make_config("quick")
+    assert "load_result" not in capsys.readouterr().out
+    (root / "models" / "resnet18.pt").unlink()
+    make_config("full")
+    assert "load_result" not in capsys.readouterr().out
 
 
 def test_training_on_from_our_result_is_told(result, make_config, capsys):
@@ -892,6 +922,16 @@ def test_the_sweep_is_drawn_for_both_optimizers_with_the_finders_peak(call, root
     (peak,) = [line.get_xdata()[0] for line in axis.lines if "leads" in line.get_label()]
     assert peak == pytest.approx(2 * 0.01 * 1.1**10), "by the rule of today, from the curve"
     assert (root / "images" / "lr_sweep.png").stat().st_size > 10_000
+
+
+def test_the_finder_leads_by_the_multiple_of_the_optimizer(call, short_sweep):
+    curve = {"lr": [0.01 * 1.1**i for i in range(20)], "loss": [abs(i - 8) for i in range(20)]}
+    settings = {**SHORT, "optimizer": "sgd"}
+    row = {"settings": settings, "max_lr": 0.06, "accuracy": 70, "finder": curve}
+    common.add_row("sweep", row)
+    lines = draw(call).lines
+    (peak,) = [line.get_xdata()[0] for line in lines if "leads with SGD" in line.get_label()]
+    assert peak == pytest.approx(3 * 0.01 * 1.1**8)
 
 
 def test_bars_show_the_seeds(call, short_sweep):

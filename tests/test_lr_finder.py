@@ -278,6 +278,25 @@ def test_peak_is_a_multiple_of_the_rate_of_the_lowest_loss(optimizer, lowest, no
     assert peak == pytest.approx(expected, rel=0.5 if noise else 0.15)
 
 
+def test_few_noisy_steps_lead_to_nearly_the_same_peak():
+    rates = np.geomspace(1e-3, 0.3, 18)
+    x = np.log10(rates) - np.log10(0.02)
+    peaks = []
+    for seed in range(20):
+        noise = 0.05 * np.random.default_rng(seed).standard_normal(18)
+        peaks.append(utils.choose_peak(rates, 2.2 + 0.3 * x**2 + noise, "muon"))
+    assert max(peaks) / min(peaks) < 4.1, "three steps, each a factor of 1.4"
+
+
+def test_a_search_that_ended_by_itself_needs_no_higher_end(
+    model, config, loaders, monkeypatch, capsys
+):
+    rates = [*np.geomspace(1e-3, 1e-2, 20)]
+    monkeypatch.setattr(utils, "range_test", lambda *_: (rates, [*np.linspace(2, 1, 20)]))
+    utils.find_lr(model, loaders[0], config)
+    assert "higher end_lr" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_what_comes_after_the_first_infinite_loss_does_not_count(bad):
     losses = make_losses()

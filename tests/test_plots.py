@@ -233,6 +233,10 @@ def test_gallery_numbers_mistakes_and_names_both_classes_with_their_probabilitie
     headings = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert len(headings) == 3
     assert headings[0] == "1: $20 (99.9%)\ntrue: 7 (0.1%)"
+    assert headings[1].startswith("2: 9 (95.0%)\n")
+    assert headings[1].endswith("(4.7%)")
+    labels = [label.get_text() for axis in figure.axes for label in axis.get_xticklabels()]
+    assert not any("speaks" in label for label in labels), "no scale, since there are no maps"
     assert "3 of 3 mistakes" in title
 
 
