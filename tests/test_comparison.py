@@ -1,0 +1,129 @@
+"""Several runs in one figure: which is the best, how far each is, and in what they differ."""
+
+import json
+
+import pytest
+
+import utils
+from helpers import save_run
+
+
+@pytest.fixture
+def compare(tmp_path, make_config, shown):
+    """Return a function that saves runs, compares them, and returns legends, title and figure.
+
+    It takes the accuracy per epoch of each run, and its settings, by the run's name.
+    """
+
+    def compare(**runs):
+        folders = {}
+        for name, (accuracies, settings) in runs.items():
+            folders[name] = tmp_path / name
+            others = {key: settings.pop(key) for key in ("max_lr", "machine") if key in settings}
+            save_run(folders[name], **{"epochs": len(accuracies), **settings})
+            change(folders[name], accuracies, others)
+        utils.plot_comparison(folders, make_config())
+        figure, title = shown[-1]
+        legends = [[text.get_text() for text in a.get_legend().get_texts()] for a in figure.axes]
+        return legends, title.split("\n"), figure
+
+    return compare
+
+
+def change(folder, accuracies, others):
+    """Let a run have these accuracies, and losses that are a hundredth of the mistakes."""
+    (folder / "checkpoint.pt").unlink()
+    record = json.loads((folder / "history.json").read_text())
+    done = len(accuracies)
+    record["history"] = {name: [1.0] * done for name in utils.HISTORY}
+    record["history"]["test_accuracy"] = accuracies
+    record["history"]["test_loss"] = [(100 - accuracy) / 100 for accuracy in accuracies]
+    (folder / "history.json").write_text(json.dumps(record | others))
+
+
+def test_the_best_run_stands_first_by_its_last_epoch(compare):
+    legends, _, figure = compare(
+        early=([90.0, 60.0], {}), best=([50.0, 80.0], {}), middle=([50.0, 70.0], {})
+    )
+    assert legends[0] == ["best: 80.00 %", "middle: 70.00 %", "early: 60.00 %"]
+    assert legends[1] == ["best: 0.2000", "middle: 0.3000", "early: 0.4000"]
+    for axis in figure.axes:
+        assert all([*line.get_xdata()] == [1, 2] for line in axis.lines)
+    assert [*figure.axes[0].lines[-1].get_ydata()] == [90, 60]
+    assert [*figure.axes[1].lines[-1].get_ydata()] == pytest.approx([0.1, 0.4])
+
+
+def test_a_run_that_is_not_finished_says_so_and_is_drawn_as_far_as_it_is(compare):
+    legends, _, figure = compare(
+        whole=([50.0, 60.0, 70.0], {}), part=([50.0, 65.0], {"epochs": 20})
+    )
+    assert legends[0] == ["whole: 70.00 %", "part (2 of 20 epochs): 65.00 %"]
+    assert [*figure.axes[0].lines[1].get_xdata()] == [1, 2]
+    assert figure.axes[0].get_xlim()[1] < 4, "no wider than the runs are"
+
+
+def test_the_same_settings_are_told(compare):
+    _, title, _ = compare(a=([50.0], {}), b=([60.0], {"seed": 0}))
+    assert title[1] == "the same settings"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"cutout_size": 8}, "cutout size: 8, 16"),
+        ({"seed": 3}, "seed: 3, 0"),
+        ({"max_lr": 0.0212345}, "peak: 0.0212, 0.03"),
+        ({"cutout_size": 8, "optimizer": "sgd"}, "cutout size: 8, 16; optimizer: sgd, muon"),
+        ({"machine": "N"}, "machine: N, M"),
+    ],
+)
+def test_all_that_differs_is_told_in_the_order_of_the_legend(compare, settings, told):
+    _, title, _ = compare(second=([50.0], {}), first=([60.0], settings))
+    assert " ".join(title[1:-1] if "quick" in title[-1] else title[1:]) == told
+
+
+def test_a_machine_stands_once_however_many_runs_it_made(compare):
+    long = "one NVIDIA GPU with a name that is not short at all"
+    _, title, _ = compare(
+        a=([50.0], {"machine": long}), b=([60.0], {"machine": long}), c=([70.0], {"machine": "N"})
+    )
+    assert " ".join(title).count(long) == 1
+
+
+def test_many_differences_do_not_run_off_the_figure(compare):
+    settings = dict.fromkeys(("momentum", "label_smoothing", "weight_decay"), 0.123456789)
+    settings |= {"crop_padding": 2, "cutout_size": 9, "anneal_strategy": "cos", "seed": 123456}
+    _, title, figure = compare(a=([50.0], {}), b=([60.0], settings))
+    assert all(name.replace("_", " ") in " ".join(title) for name in settings)
+    figure.canvas.draw()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 > 0
+    assert box.x1 < figure.bbox.width
+
+
+def test_the_figure_tells_of_their_data_not_of_yours(compare):
+    _, title, _ = compare(a=([50.0], {}), b=([60.0], {}))
+    assert "digits" not in " ".join(title), "though the config is of the quick profile"
+    quick = {"profile": "quick", "dataset": "handwritten digits"}
+    _, title, _ = compare(c=([50.0], {**quick}), d=([60.0], {**quick}))
+    assert "not CIFAR-10" in title[-1]
+
+
+def test_a_single_epoch_is_seen(compare):
+    _, _, figure = compare(a=([50.0], {}), b=([60.0], {}))
+    assert {line.get_marker() for axis in figure.axes for line in axis.lines} == {"."}
+
+
+def test_a_folder_without_a_run_is_told(tmp_path, config):
+    save_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^There is no run in [^\n]*nowhere[^\n]*output_dir"):
+        utils.plot_comparison({"a": tmp_path / "run", "b": tmp_path / "nowhere"}, config)
+    assert not (config.output_dir / "comparison.png").exists()
+
+
+def test_a_run_of_another_program_is_no_run(tmp_path, config):
+    save_run(tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    (tmp_path / "run" / "history.json").write_text('{"epochs": 3}')
+    with pytest.raises(ValueError, match="There is no run in"):
+        utils.plot_comparison({"a": tmp_path / "run"}, config)
