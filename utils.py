@@ -82,7 +82,7 @@ PROFILES = {
     },
 }
 
-# To add a fourth, write one line here and one in get_optimizer.
+# To add a fourth, write one line here and two in get_optimizer.
 # start_lr: where the LR finder begins. peak: its answer, as a multiple of the rate at which the
 # loss was lowest. (How we found these numbers: benchmarks/README.md.)
 OPTIMIZERS = {
@@ -239,7 +239,7 @@ def announce(config: Config):
         print("The real run starts by itself where there is a GPU, or with S11_PROFILE=full.")
     elif config.device.type == "cpu" and not config.caveat:
         print(f"There is no GPU: on a CPU, {config.epochs} epochs may take many hours.")
-        if (CODE / "models" / "resnet18.pt").exists():
+        if config.dataset == "CIFAR-10" and (CODE / "models" / "resnet18.pt").exists():
             print("For our result in minutes, put this in place of the LR finder and the training:")
             print("    history = utils.load_result(model, config)")
     if "google.colab" in sys.modules and config.device.type == "cpu":
@@ -1015,10 +1015,10 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     return history
 
 
-def get_cutout_end(config: Config) -> float:
-    """Return the number of the first epoch without CutOut, counted from 0; rounded to 9 digits,
-    so that 0.2 of 20 epochs are 4."""
-    return round(config.epochs * (1 - config.cutout_free_fraction), 9)
+def get_cutout_end(config: Config) -> int:
+    """Return the number of epochs with CutOut, which are the first ones."""
+    epochs = config.epochs * (1 - config.cutout_free_fraction)
+    return math.ceil(round(epochs, 9))  # 0.2 of 20 epochs are 4, not 3.9999999999999996
 
 
 # --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------
@@ -1154,31 +1154,50 @@ def read_history(config: Config) -> dict[str, list[float]]:
 def load_result(model: nn.Module, config: Config) -> dict[str, list[float]]:
     """Load the weights in models/resnet18.pt, in place of training; return their run's history.
     They belong to a row of results.json, which carries their SHA-256. Raises ValueError if
-    there are none, if no row knows them, or if config has other data or another
-    normalisation than their run."""
+    there are none, if no row knows them, if config has other data, normalisation, epochs or
+    CutOut than their run, or if the model is another network. Then, it has not changed."""
     row, weights = read_result(CODE)
-    for name in ("dataset", "mean", "std"):
+    names = ("dataset", "mean", "std", "epochs", "cutout_size", "cutout_free_fraction")
+    for name in names:
         theirs = row["settings"].get(name, getattr(Config, name))
         if json.dumps(theirs) != json.dumps(getattr(config, name)):
             raise ValueError(
-                f"The weights in models/resnet18.pt were trained with another {name} ({theirs}): "
-                "they fit utils.get_config('full')."
+                f"The weights in models/resnet18.pt were trained with another {name}: "
+                f"use utils.get_config('full', {name}={theirs!r})."
             )
-    model.load_state_dict(weights)
+    load_weights(model, weights)
     model.was_trained = True
     model.eval()
     print(f"These weights, of seed {row['seed']}, were measured: {row['accuracy']:.2f} %.")
     return row["history"]
 
 
+def load_weights(model: nn.Module, weights: dict[str, Tensor]):
+    """Load the weights in models/resnet18.pt; ValueError if the model is another network."""
+    theirs = {name: value.shape for name, value in weights.items()}
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    if own != theirs:
+        raise ValueError(
+            "The weights in models/resnet18.pt do not fit this network: "
+            "they are of the ResNet18 in models/resnet.py as it was when they were trained."
+        )
+    model.load_state_dict(weights)
+
+
 def read_result(code: Path) -> tuple[dict, dict]:
-    """Return the weights in models/resnet18.pt, and before them their row of results.json."""
+    """Return the weights in models/resnet18.pt, and before them their row of results.json;
+    ValueError if one of them is missing or damaged."""
     path = code / "models" / "resnet18.pt"
     if not path.exists():
         raise ValueError(f"There are no weights in {shorten(path)}: train a network of your own.")
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    results = json.loads((code / "results.json").read_text(encoding="utf-8"))
+    try:
+        results = json.loads((code / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"results.json is missing or damaged ({error}): take it from git again."
+        ) from None
     for row in results.get("record", []):
         if row.get("weights") == digest:
             return row, torch.load(io.BytesIO(content), "cpu", weights_only=True)
@@ -1398,8 +1417,8 @@ def find_lr(model: nn.Module, train_loader, config: Config, start_lr=None, end_l
     if max_lr >= lrs[-1] and len(lrs) == config.lr_finder_steps:
         print(f"LR finder: up to {lrs[-1]:.3g}, the loss hardly rose: try a higher end_lr.")
     elif config.optimizer != "muon":
-        print(f"LR finder: {max_lr:.3g} is a careful guess. The rule was made for Muon: with")
-        print(f"{config.optimizer}, compare a few peaks, up to five times this one.")
+        print(f"LR finder: {max_lr:.3g} is a guess, since the rule was made for Muon: with")
+        print(f"{config.optimizer}, compare a few peaks, from a fifth of it to five times as much.")
     return max_lr
 
 
@@ -1537,7 +1556,7 @@ def plot_lr_finder(lrs: list[float], losses: list[float], max_lr: float, config:
     axis.xaxis.set(major_formatter="{x:g}", minor_formatter=plt.LogFormatter())  # no LaTeX
     # What blows up is off the scale.
     axis.set_ylim(smoothed[lowest] - fall / 2, smoothed[0] + fall)
-    axis.set_xlim(rates[0] / 1.2, min(max(10 * rates[lowest], 1.5 * max_lr), 1.2 * lrs[-1]))
+    axis.set_xlim(rates[0] / 1.2, max(1.2 * max_lr, min(10 * rates[lowest], 1.2 * lrs[-1])))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     show_figure(figure, f"LR finder: OneCycle will peak at {max_lr:.3g}", "lr_finder", config)
 
@@ -1575,13 +1594,13 @@ def plot_history(history: dict[str, list[float]], config: Config):
     axes[2].plot(steps, history["lr"], color=GREEN, label=f"peak: {max(history['lr']):.3g}")
     axes[2].set(title="Learning rate: OneCycle", ylabel="learning rate")
 
-    with_cutout = math.ceil(get_cutout_end(config))  # so many epochs
+    with_cutout = get_cutout_end(config)
     is_drawn = with_cutout < min(done, config.epochs)
     if config.dataset in DATASETS and config.cutout_size and is_drawn:
         for axis in axes:
             axis.axvline(with_cutout, color=GREY, linestyle=":", label="CutOut ends")
     for axis in axes:
-        axis.set_xlabel("epoch")
+        axis.set(xlabel="epoch", xlim=(0, 1.05 * done))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=True, edgecolor="none")  # above the line
     title = f"Test accuracy after epoch {done}: {history['test_accuracy'][-1]:.2f} %"
@@ -1792,8 +1811,8 @@ def read_picture(picture, size: int) -> Tensor:
             image = Image.fromarray(np.uint8(255 * pixels / white))
         image = image.convert("RGBA")  # what is transparent shall be white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    except OSError as error:
-        raise ValueError(f"{picture} is no picture that can be read: {error}.") from None
+    except Exception as error:  # there is no telling what a damaged file raises
+        raise ValueError(f"{picture} is no picture that can be read: {error!r}.") from None
     image = ImageOps.fit(image.convert("RGB"), (size, size))
     return torch.tensor(np.array(image)).permute(2, 0, 1)[None]
 
@@ -1835,7 +1854,6 @@ def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None
     show_figure(figure, title, "prediction", config)
 
 
-@plot_style()
 def plot_comparison(runs: dict[str, str | Path], config: Config):
     """Draw test accuracy and loss of several runs, each given by its name and its output_dir.
     The legend names the best first; the title, all settings in which the runs differ. A run
@@ -1846,6 +1864,12 @@ def plot_comparison(runs: dict[str, str | Path], config: Config):
         records[name] = read_run(find_folder(folder))
         if records[name] is None:
             raise ValueError(f"There is no run in {folder}: name the output_dir of one.")
+    draw_comparison(records, config)
+
+
+@plot_style()
+def draw_comparison(records: dict[str, dict], config: Config):
+    """Draw test accuracy and loss of several runs, given by their names and records."""
 
     def get_accuracy(name):
         return records[name]["history"]["test_accuracy"][-1]
@@ -1865,7 +1889,9 @@ def plot_comparison(runs: dict[str, str | Path], config: Config):
         axes[1].plot(epochs, history["test_loss"], ".-", label=loss)
     axes[0].set(title="Test accuracy", xlabel="epoch", ylabel="accuracy (%)")
     axes[1].set(title="Test loss", xlabel="epoch", ylabel="mean cross-entropy per image")
+    most = max(len(record["history"]["test_loss"]) for record in records.values())
     for axis in axes:
+        axis.set_xlim(0, 1.05 * most)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
 

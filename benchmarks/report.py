@@ -7,13 +7,13 @@ python -m benchmarks.report outputs/full --add    # or joins them, as one more s
 """
 
 import hashlib
-import json
 import re
 import shutil
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
 from collections import defaultdict
 from contextlib import redirect_stdout
+from dataclasses import fields
 from io import StringIO
 from itertools import zip_longest
 from pathlib import Path
@@ -126,7 +126,8 @@ def find_other_optimizers(record: list[dict]) -> list[dict]:
     found = []
     for row in record:
         settings = row["settings"]
-        is_other = settings.get("optimizer") != record[0]["settings"].get("optimizer")
+        first = record[0]["settings"].get("optimizer", "muon")
+        is_other = settings.get("optimizer", "muon") != first
         if is_other and settings not in found:
             found.append(settings)
     return found
@@ -154,7 +155,8 @@ def make_check(results: dict) -> str:
                 "`history = utils.load_result(model, config)` in place of the LR finder and the "
                 "training shows our mistakes and GradCAM without a GPU, too."
             )
-    seeds = len(get_plainest(record)) + 1
+    last = max((row["seed"] for row in record if not row["settings"]), default=-1)
+    seeds = last + 2  # from 0 to the one after the last
     return (
         "**Check it yourself:** the weights follow with the next full run; from then on, "
         "`.venv/bin/python -m benchmarks.verify` measures them in three minutes, without a GPU. "
@@ -346,26 +348,22 @@ def find_peaks(results: dict, setting: str) -> set[float]:
 
 def draw_ladder(results: dict):
     """Draw the first run with each of the record's settings, epoch by epoch, in one figure."""
+    ladder = common.ROOT / "images" / "ladder.png"
+    known = {field.name for field in fields(utils.Config)}
     runs = {}
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         for row in get_record(results):
-            settings = {
-                name: row["settings"][name] for name in row["settings"] if name != "network"
-            }
             name = say({"optimizer": "muon", **row["settings"]})
             if name in runs or "test_loss" not in row["history"]:
                 continue
-            runs[name] = Path(folder) / str(len(runs))
-            with redirect_stdout(StringIO()):
-                config = common.make_config(settings, row["seed"], runs[name])
-            record = {name: row.get(name) for name in utils.RECORD}
-            record["run"] = utils.get_settings(config)
-            record["history"] = {"lr": [], **row["history"]}
-            utils.replace_file(runs[name] / "history.json", json.dumps(record).encode())
+            settings = {name: row["settings"][name] for name in row["settings"] if name in known}
+            config = common.make_config(settings, row["seed"], Path(folder))
+            runs[name] = row | {"run": utils.get_settings(config)}
         if len(runs) > 1:
-            with redirect_stdout(StringIO()):
-                utils.plot_comparison(runs, config)
-            shutil.copy(config.output_dir / "comparison.png", common.ROOT / "images" / "ladder.png")
+            utils.draw_comparison(runs, config)
+            shutil.copy(config.output_dir / "comparison.png", ladder)
+    if len(runs) < 2 and ladder.exists():
+        print(f"Not replaced: {ladder}, since one run is no comparison.")
 
 
 # --- A run of the notebook ------------------------------------------------------------------------
@@ -422,9 +420,6 @@ def get_own_settings(state: dict) -> dict:
 def take_run(folder: Path, add: bool):
     """Put a run into the record: in place of all others, with its weights, or as one more seed."""
     row = read_run(folder)
-    weights = None if add or "network" in row["settings"] else pack_weights(folder)
-    if weights:
-        row["weights"] = hashlib.sha256(weights).hexdigest()
     old = common.read_results().get("record", [])
     if add and old and row["settings"] not in [other["settings"] for other in old]:
         sys.exit(f"{folder} has other settings than the record: leave out --add.")
@@ -433,11 +428,16 @@ def take_run(folder: Path, add: bool):
     if add:
         own = (row["settings"], row["seed"])
         gone = [other for other in old if (other["settings"], other["seed"]) == own]
+
+    kept = [other for other in old if other not in gone]
+    if not any("weights" in other for other in kept):  # the file belongs to this run now
+        weights = None if "network" in row["settings"] else pack_weights(folder)
+        replace_weights(weights)
+        if weights:
+            row["weights"] = hashlib.sha256(weights).hexdigest()
     common.add_row("record", row, gone)
     told = [f"seed {other['seed']} with {other['accuracy']:.2f} %" for other in gone]
     print(f"results.json: {row['accuracy']:.2f} % replaces {', '.join(told) or 'nothing'}.")
-    if not add:
-        replace_weights(weights)
 
 
 def pack_weights(folder: Path) -> bytes:
@@ -458,7 +458,8 @@ def replace_weights(weights: bytes | None):
     """Write models/resnet18.pt; without new weights, remove old ones, whose row is gone."""
     path = common.ROOT / "models" / "resnet18.pt"
     if weights:
-        utils.replace_file(path, weights)
+        if not utils.replace_file(path, weights):
+            sys.exit(f"{path} could not be written, so nothing has changed.")
         print("Replaced:", path)
     elif path.exists():
         path.unlink()
@@ -508,11 +509,12 @@ def main() -> int:
         take_run(args.folder, args.add)
     if args.folder and not args.add:
         copy_figures(args.folder)
+    is_right = update_readmes(check=False)
     results = common.read_results()
     if results.get("sweep"):
         draw_sweep(results)
     draw_ladder(results)
-    return 0 if update_readmes(check=False) else 1
+    return 0 if is_right else 1
 
 
 if __name__ == "__main__":

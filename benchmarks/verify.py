@@ -37,8 +37,9 @@ def measure(row: dict, weights: dict, near_duplicates: set[int]) -> dict:
     _, normalize = utils.get_transforms(config)
     test_loader = utils.make_loader(*test_data, normalize, config)
 
+    torch.backends.cudnn.allow_tf32 = False  # or a GPU would round what convolutions take in
     model = ResNet18()
-    model.load_state_dict(weights)
+    utils.load_weights(model, weights)
     model.to(config.device, memory_format=torch.channels_last)  # faster on a CPU, too
     n = len(test_loader.dataset)
     print(f"Each of {n:,} test images is seen twice, as it is and mirrored ...", flush=True)

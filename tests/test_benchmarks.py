@@ -259,6 +259,18 @@ def test_a_run_that_goes_on_does_not_search_its_peak_again(call):
     assert utils.range_test.call_count == 1
 
 
+def test_a_run_that_goes_on_records_the_peak_that_it_used(call, monkeypatch):
+    utils.train.side_effect = [DEFAULT, KeyboardInterrupt]
+    with pytest.raises(KeyboardInterrupt):
+        call(sweep, "lr_finder_steps=20", *TRAINED[:2], "--seeds=1")
+    utils.train.side_effect = None
+    monkeypatch.setitem(utils.OPTIMIZERS["muon"], "peak", 3)
+    call(sweep, "lr_finder_steps=20", *TRAINED[:2], "--seeds=1")
+    (row,) = read_rows("sweep")
+    lowest = utils.smooth(row["finder"]["loss"]).argmin()
+    assert row["max_lr"] == pytest.approx(2 * row["finder"]["lr"][lowest])
+
+
 def test_a_run_that_diverges_is_noted_and_the_sweep_goes_on(call):
     call(sweep, *TRAINED[:2], "max_lr=0.02,1e30,0.04", "--seeds=1")
     first, second, third = read_rows("sweep")
@@ -607,25 +619,41 @@ def test_the_ladder_compares_a_run_of_each_of_the_records_settings(call, root, m
     other = {**history, "test_accuracy": [70.0, 80.0]}
     common.add_row("record", make_record_row(seed=1, history=other))
     common.add_row("record", make_record_row(settings={"epochs": 3}))  # was not tested every epoch
-    runs = {}
-    plot_comparison = utils.plot_comparison
-
-    def note(folders, config):
-        runs.update((name, utils.read_run(folder)) for name, folder in folders.items())
-        plot_comparison(folders, config)
-
-    monkeypatch.setattr(utils, "plot_comparison", note)
+    draw = Mock(wraps=utils.draw_comparison)
+    monkeypatch.setattr(utils, "draw_comparison", draw)
     call(report)
+    runs = draw.call_args.args[0]
     assert {*runs} == {"Muon", "Muon, network not ResNet18", "SGD"}
     assert runs["Muon"]["history"]["test_accuracy"] == [50.0, 60.0], "of the first seed"
     assert runs["SGD"]["run"]["optimizer"] == "sgd"
     assert (root / "images" / "ladder.png").stat().st_size > 10_000
 
 
-def test_a_single_run_is_no_ladder(call, root):
+def test_a_single_run_is_no_ladder_and_an_old_one_is_named(call, root, capsys):
     save_run(root / "run")
     call(report, "run")
     assert not (root / "images" / "ladder.png").exists()
+    (root / "images" / "ladder.png").touch()
+    call(report)
+    assert re.search(r"Not replaced: .*ladder.png, since one run", capsys.readouterr().out)
+
+
+def test_a_setting_that_this_code_does_not_know_is_no_matter_for_the_ladder(call, root):
+    history = {name: [50.0, 60.0] for name in utils.HISTORY}
+    for settings in ({}, {"sharpness": 3}):
+        common.add_row("record", make_record_row(settings=settings, history=history))
+    call(report)
+    assert (root / "images" / "ladder.png").exists()
+
+
+def test_the_seed_to_train_next_is_one_that_is_not_there():
+    rows = [make_record_row(seed=5), make_record_row(settings={"epochs": 40}, seed=8)]
+    assert "--seeds 7`" in report.get_blocks({"record": rows})["check"]
+
+
+def test_muon_by_name_is_no_other_optimizer():
+    rows = [make_record_row(), make_record_row(settings={"optimizer": "muon"})]
+    assert report.get_blocks({"record": rows})["comparison"].count("| ours") == 1
 
 
 def test_the_log_is_of_a_run_that_was_tested_every_epoch(root):
@@ -704,13 +732,15 @@ def test_marks_in_a_wrong_order_lose_no_text(call, root, capsys):
 
 
 # --- The weights, and whoever checks them ---------------------------------------------------------
-def test_a_run_leaves_its_weights_in_half_the_size(call, root):
+def test_a_run_leaves_its_weights_in_half_the_size(call, root, capsys):
     save_run(root / "run")
     call(report, "run")
     path = root / "models" / "resnet18.pt"
     assert path.stat().st_size < 25e6
+    assert f"Replaced: {path}" in capsys.readouterr().out
     (row,) = read_rows("record")
     assert row["weights"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert row["history"]["lr"] == [float(f"{1 + epoch / 7:.4g}") for epoch in range(20)]
 
     model = ResNet18()
     model.load_state_dict(torch.load(path, weights_only=True))
@@ -729,6 +759,42 @@ def test_weights_of_another_network_are_not_taken_and_old_ones_go(call, root, ca
     assert not (root / "models" / "resnet18.pt").exists()
     assert "Removed" in capsys.readouterr().out
     assert "weights" not in read_rows("record")[0]
+
+
+def test_a_row_that_is_replaced_hands_its_weights_on(call, root):
+    save_run(root / "run")
+    call(report, "run")
+    call(report, "run", "--add")
+    (row,) = read_rows("record")
+    weights = (root / "models" / "resnet18.pt").read_bytes()
+    assert row["weights"] == hashlib.sha256(weights).hexdigest()
+
+
+def test_the_first_run_has_weights_even_with_add(call, root):
+    save_run(root / "run")
+    call(report, "run", "--add")
+    assert "weights" in read_rows("record")[0]
+    assert (root / "models" / "resnet18.pt").exists()
+
+
+def test_weights_that_no_kept_row_owns_become_those_of_the_run(call, root):
+    save_run(root / "run")
+    row = make_record_row(settings={}, seed=7)
+    common.add_row("record", row)
+    call(report, "run", "--add")
+    kept, new = read_rows("record")
+    weights = (root / "models" / "resnet18.pt").read_bytes()
+    assert "weights" not in kept
+    assert new["weights"] == hashlib.sha256(weights).hexdigest()
+
+
+@pytest.mark.filterwarnings("ignore:.*could not be written")
+def test_a_run_whose_weights_cannot_be_written_changes_nothing(call, root):
+    save_run(root / "run")
+    (root / "models" / "resnet18.pt").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"^[^\n]*resnet18.pt[^\n]*$"):
+        call(report, "run")
+    assert common.read_results() == {}
 
 
 def test_one_more_seed_leaves_the_weights_as_they_are(call, root):
@@ -762,7 +828,7 @@ def scores(add_weights, call, root):
     add_weights(accuracy=0.0)
     csv = root / "list.csv"
     csv.write_text("TestID\n0\n5\n")
-    call(verify, "--write", "--near-duplicates", csv)
+    assert call(verify, "--write", "--near-duplicates", csv) == 0, "though 0 % was wrong"
     (row,) = read_rows("record")
     (root / "models" / "resnet18.pt").unlink()
     (root / "models").rmdir()
@@ -802,9 +868,11 @@ def test_all_machines_measure_in_float32(add_weights, scores, call, native_bfloa
 
 
 def test_weights_are_measured_as_their_run_saw_the_images(add_weights, call):
-    add_weights(settings=ROW_OF_MEAN, accuracy=0.0)
+    add_weights(settings={"mean": [0.5, 0.5, 0.5], "std": [0.1, 0.2, 0.3]}, accuracy=0.0)
     call(verify)
-    assert utils.predict.call_args_list[-2].args[1].dataset.config.mean == (0.5, 0.5, 0.5)
+    config = utils.predict.call_args_list[-2].args[1].dataset.config
+    assert config.mean == (0.5, 0.5, 0.5)
+    assert config.std == (0.1, 0.2, 0.3)
 
 
 def test_weights_that_no_row_knows_are_never_unpickled(add_weights, call, root, monkeypatch):
@@ -815,6 +883,62 @@ def test_weights_that_no_row_knows_are_never_unpickled(add_weights, call, root, 
     with pytest.raises(SystemExit, match=r"^No row of results.json has the SHA-256[^\n]*$"):
         call(verify)
     torch.load.assert_not_called()
+
+
+def test_gpus_do_not_round_what_a_convolution_takes_in(add_weights, scores, call, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    add_weights(**scores)
+    assert call(verify) == 0
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_weights_that_do_not_fit_an_edited_network_are_told(add_weights, call, monkeypatch):
+    add_weights(accuracy=0.0)
+    monkeypatch.setattr(verify, "ResNet18", lambda: make_network(num_classes=7))
+    with pytest.raises(SystemExit, match=r"^The weights [^\n]*do not fit this network[^\n]*$"):
+        call(verify)
+
+
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD\n{}", None])
+def test_weights_with_damaged_results_are_told(content, result, make_config, call, root):
+    (root / "results.json").unlink()
+    if content:
+        (root / "results.json").write_text(content, encoding="utf-8")
+    sentence = r"^results\.json is missing or damaged[^\n]*$"
+    with pytest.raises(SystemExit, match=sentence):
+        call(verify)
+    with pytest.raises(ValueError, match=sentence):
+        utils.load_result(make_network(), make_config("full"))
+
+
+def test_cifar10_that_cannot_be_read_is_told(add_weights, call, monkeypatch):
+    add_weights(accuracy=0.0)
+    monkeypatch.setattr(utils, "load_cifar10", Mock(side_effect=OSError("the disk is full")))
+    with pytest.raises(SystemExit, match="the disk is full"):
+        call(verify)
+
+
+def test_verify_counts_what_is_right_in_one_view_and_in_two(add_weights, call, monkeypatch):
+    """The scores of 200 images of noise, once more by hand."""
+    add_weights(accuracy=0.0)
+    torch.manual_seed(0)
+    network = make_network().eval()  # that of add_weights
+    pixels = torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8)
+    images = utils.Normalize(utils.Config.mean, utils.Config.std)(pixels)
+    with torch.no_grad():
+        once = network(images)
+        twice = once + network(images.flip(3))
+    labels = once.argmax(1)
+    labels[150:] = twice.argmax(1)[150:]
+    labels[:20] += 1
+    monkeypatch.setattr(
+        utils, "load_cifar10", lambda _: (None, (pixels.permute(0, 2, 3, 1), labels))
+    )
+    call(verify, "--write")
+    (row,) = read_rows("record")
+    assert row["accuracy"] == (once.argmax(1) == labels).sum() / 2
+    assert row["mirrored_accuracy"] == (twice.argmax(1) == labels).sum() / 2
+    assert 80 < row["mirrored_accuracy"] != row["accuracy"] < 90, "so that the two can be told"
 
 
 def test_missing_weights_are_told(call):
@@ -850,6 +974,7 @@ OTHER_DATA = [
     {"profile": "full", **MEAN},
     {"profile": "full", "std": (0.5, 0.5, 0.5)},
     {"profile": "full", "dataset": "mine", **CIFAR10},
+    {"profile": "full", "epochs": 5},  # CutOut would seem to end elsewhere
 ]
 
 
@@ -857,7 +982,9 @@ OTHER_DATA = [
 def test_our_result_does_not_fit_other_data(settings, result, make_config):
     model = make_network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"^The weights [^\n]* another (dataset|mean|std)[^\n]*$"):
+    with pytest.raises(
+        ValueError, match=r"^The weights [^\n]* another (dataset|mean|std|epochs)[^\n]*$"
+    ):
         utils.load_result(model, make_config(**settings))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -880,10 +1007,24 @@ def test_our_result_is_only_offered_where_it_helps(result, make_config, root, ca
     assert "load_result" not in capsys.readouterr().out
 
 
+def test_our_result_does_not_fit_another_network(result, make_config):
+    model = make_network(num_classes=7)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^[^\n]*ResNet18[^\n]*$"):
+        utils.load_result(model, make_config("full"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not hasattr(model, "was_trained")
+
+
+def test_our_result_is_not_offered_for_other_data(result, make_config, capsys):
+    make_config("full", dataset="mine", **CIFAR10)
+    assert "load_result" not in capsys.readouterr().out
+
+
 def test_training_on_from_our_result_is_told(result, make_config, capsys):
     model = make_network()
+    utils.load_result(model, make_config("full"))
     config = make_config("full", epochs=1, batch_size=50)
-    utils.load_result(model, config)
     utils.fit_one_cycle(model, *utils.get_dataloaders(config), 0.01, config)
     assert "trained before" in capsys.readouterr().out
 

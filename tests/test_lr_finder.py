@@ -325,6 +325,32 @@ def test_figure_marks_the_peak_and_what_courses_would_choose(config, shown):
     assert marked[f"lowest at {lowest:.2g}"] == pytest.approx(lowest)
 
 
+def test_a_fall_after_the_blow_up_is_not_the_steepest(config, shown):
+    losses = make_losses(0.1)
+    losses[85:] = np.linspace(losses[84], 1.5, 15)  # steep, and still above the lowest
+    utils.plot_lr_finder([*LRS], [*losses], 0.2, config)
+    labels = [line.get_label() for line in shown[0][0].axes[0].lines]
+    (label,) = [label for label in labels if label.startswith("steepest")]
+    assert float(label.split()[-1]) == pytest.approx(0.01, rel=0.3)
+
+
+@pytest.mark.parametrize(("lowest", "is_told"), [(2, True), (4, False)])
+def test_a_loss_that_only_fell_by_the_smoothing_is_told(lowest, is_told):
+    losses = np.abs(np.arange(50) - lowest) / 10.0
+    smoothed = utils.smooth(losses).argmin()
+    assert (smoothed < 3) == is_told, "so the curve is at the limit"
+    if is_told:
+        with pytest.raises(ValueError, match="only rises"):
+            utils.choose_peak(LRS[:50], losses, "muon")
+    else:
+        assert utils.choose_peak(LRS[:50], losses, "muon") == 2 * LRS[smoothed]
+
+
+def test_the_peak_is_seen_even_beyond_what_was_tried(config, shown):
+    utils.plot_lr_finder([*LRS], [*np.linspace(2, 1, 100)], 20.0, config)
+    assert shown[0][0].axes[0].get_xlim()[1] > 20
+
+
 def test_figure_does_not_give_half_of_its_width_to_the_blow_up(config, shown):
     utils.plot_lr_finder([*LRS], [*make_losses(0.01)], 0.02, config)
     left, right = np.log(shown[0][0].axes[0].get_xlim())

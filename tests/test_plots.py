@@ -170,6 +170,8 @@ def test_history_of_a_single_epoch_is_seen(config, shown):
     utils.plot_history({name: values[:1] for name, values in HISTORY.items()}, config)
     curves = [line for axis in shown[0][0].axes[:2] for line in axis.lines]
     assert {line.get_marker() for line in curves} == {"."}, "a line needs two points"
+    ticks = shown[0][0].axes[0].get_xticks()
+    assert all(tick == int(tick) for tick in ticks), "no half epochs"
 
 
 # Mistakes
@@ -399,6 +401,8 @@ def explain(config, shown):
         axes = shown[-1][0].axes
         headings = [axis.get_title() for axis in axes]
         assert "speaks most" in axes[-1].get_xticklabels()[-1].get_text(), "a scale"
+        (scale,) = [axis.collections[-1] for axis in axes[-1:]]
+        assert scale.get_cmap() is utils.HEAT
         maps = [axis.get_images()[1].get_array() for axis in axes if len(axis.get_images()) > 1]
         return headings, maps
 
