@@ -105,8 +105,8 @@ def make_comparison(results: dict) -> str:
     """Return the table of the same network here and elsewhere."""
     zoo = "[cifar10-zoo](https://github.com/KellerJordan/cifar10-zoo), SGD"
     rows = [
-        [zoo, "26", "93.44 %", "94.00 %", "3, and 200 mirrored"],
-        [zoo, "80", "95.45 %", "95.88 %", "3, and 100 mirrored"],
+        [zoo, "26", "93.44 %", "94.00 %", "3 (mirrored: 200)"],
+        [zoo, "80", "95.45 %", "95.88 %", "3 (mirrored: 100)"],
     ]
     record = get_record(results)
     own_rows = []
@@ -156,11 +156,11 @@ def make_check(results: dict) -> str:
                 "training shows our mistakes and GradCAM without a GPU, too."
             )
     last = max((row["seed"] for row in record if not row["settings"]), default=-1)
-    seeds = last + 2  # from 0 to the one after the last
+    command = f"`.venv/bin/python -m benchmarks.record --seeds {last + 2}`"  # from 0 on
     return (
         "**Check it yourself:** the weights follow with the next full run; from then on, "
         "`.venv/bin/python -m benchmarks.verify` measures them in three minutes, without a GPU. "
-        f"Until then, `.venv/bin/python -m benchmarks.record --seeds {seeds}` trains one seed more."
+        f"Until then, {command} trains seed {last + 1}."
     )
 
 
