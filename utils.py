@@ -171,6 +171,11 @@ class Config:
                 f"image_size is {self.image_size}, but the images of {self.dataset} are 32 x 32: "
                 "leave it out, or take images of your own with make_loader."
             )
+        if self.dataset not in DATASETS and self.train_images is not None:
+            raise ValueError(
+                f"train_images is {self.train_images}, but counts images of our own datasets: "
+                "leave it out, and hand so many images to make_loader."
+            )
 
     @property
     def caveat(self) -> str:
@@ -193,7 +198,7 @@ def get_config(profile: str | None = None, **overrides) -> Config:
     S11_DATA_DIR and S11_OUTPUT_DIR move the two folders. Raises ValueError for a bad value, and
     if another run lies in output_dir."""
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    device = torch.device(overrides.get("device") or find_device())
+    device = find_device(overrides.get("device"))
     default = "quick" if device.type == "cpu" else "full"
     profile = profile or read_variable("S11_PROFILE") or default
     if profile not in PROFILES:
@@ -212,12 +217,16 @@ def get_config(profile: str | None = None, **overrides) -> Config:
         settings = {**DATASETS[dataset], **settings}
     elif not {"classes", "mean", "std"} <= settings.keys():
         raise ValueError(f"{dataset!r} is your own dataset: give its classes, mean and std, too.")
+    else:
+        settings["train_images"] = overrides.get("train_images")  # not the quick profile's
     optimizer = settings.get("optimizer", Config.optimizer)
     if optimizer in tuple(OPTIMIZERS):
         settings.setdefault("weight_decay", OPTIMIZERS[optimizer]["weight_decay"])
 
     for name in ("data_dir", "output_dir"):
         settings[name] = find_folder(settings[name])
+    if isinstance(settings["classes"], dict):  # torchvision's class_to_idx
+        settings["classes"] = list(settings["classes"])
     for name in ("classes", "mean", "std"):
         settings[name] = tuple(np.ravel(settings[name]).tolist())
     for name, value in settings.items():
@@ -238,7 +247,7 @@ def announce(config: Config):
         print(f"*** QUICK PROFILE: {data}. The numbers are no result. ***")
         print("The real run starts by itself where there is a GPU, or with S11_PROFILE=full.")
     elif config.device.type == "cpu" and not config.caveat:
-        print(f"There is no GPU: on a CPU, {config.epochs} epochs may take many hours.")
+        print(f"This runs on the CPU, where {config.epochs} epochs may take many hours.")
         if config.dataset == "CIFAR-10" and (CODE / "models" / "resnet18.pt").exists():
             print("For our result in minutes, put this in place of the LR finder and the training:")
             print("    history = utils.load_result(model, config)")
@@ -292,8 +301,15 @@ def shorten(path: Path) -> str:
     return str(path)
 
 
-def find_device() -> torch.device:
-    """Return the accelerator, or the CPU if there is none that this PyTorch can use."""
+def find_device(name: str | torch.device | None = None) -> torch.device:
+    """Return the device of a name; without one the accelerator, or the CPU if there is none that
+    this PyTorch can use. Raises ValueError for a name that it does not know or cannot use."""
+    if name is not None:
+        try:
+            return torch.zeros(1, device=name).device
+        except Exception as error:  # each kind of device raises its own
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device {str(name)!r} cannot be used: {reason}") from None
     problem = None
     with warnings.catch_warnings(record=True) as caught:  # of an old driver
         warnings.simplefilter("always")
@@ -451,7 +467,8 @@ class DeviceDataset(Dataset):
     """Hold images and labels on the device and transform whole batches: no workers, no PIL.
     images: uint8 (N, H, W, 3), H and W being config.image_size; labels: integers (N,);
     ValueError for others. A DataLoader asks for a whole batch at once and gets float32 images
-    (B, 3, H, W) and int64 labels (B,). The dataset knows the config that it was made with."""
+    (B, 3, H, W) and int64 labels (B,), so that a DataLoader of your own, over this dataset or a
+    Subset of it, needs collate_fn=tuple. The dataset knows the config that it was made with."""
 
     def __init__(self, images, labels, transform: Callable, config: Config):
         self.images = torch.as_tensor(images, device=config.device)
@@ -578,6 +595,14 @@ def check_loader(loader, config: Config) -> Tensor:
     return batch[1]
 
 
+def check_for_testing(loader):
+    """Raise ValueError if a loader augments its images: it must be the training images'."""
+    if get_cutouts(loader):
+        raise ValueError(
+            "This loader augments its images, as in training: hand over the one for testing."
+        )
+
+
 def tell_order(loader, labels: Tensor):
     """Tell, once, if a loader gives images class by class, as its first labels show."""
     classes = len(labels.unique())
@@ -666,7 +691,12 @@ def forward(model: nn.Module, images: Tensor, precision: str | None = None) -> T
     images = images.to(device, torch.float32, copy=True)  # a layer may work in place
     images = images.contiguous(memory_format=get_memory_format(images))
     with torch.autocast(**get_autocast(device, precision)):
-        return model(images).float()
+        logits = model(images)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"The model returns a {type(logits).__name__}, but must return one tensor of logits."
+        )
+    return logits.float()
 
 
 @contextmanager
@@ -758,19 +788,18 @@ def show_summary(model: nn.Module, image_size: int = 32):
     print(text.encode(encoding, "replace").decode(encoding))
 
 
-def get_map_size(model: nn.Module, layer: nn.Module, images: Tensor | None = None) -> tuple:
+def get_map_size(model: nn.Module, layer: nn.Module, image_size=32) -> tuple[int, int]:
     """Return height and width of a layer's maps; ValueError if it makes none.
-    images: normalised (N, 3, H, W); without them, one of 32 x 32 pixels."""
+    image_size: of the image that passes, in pixels; or (height, width)."""
     if not isinstance(layer, nn.Module):
         raise ValueError(f"{layer!r} is no layer: name one, such as model.layer3[-1].")
-    if images is None:
-        images = torch.zeros(1, 3, 32, 32)
+    height, width = np.broadcast_to(image_size, 2).tolist()
+    image = torch.zeros(1, 3, height, width)
     outputs = []
     with layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
-        predict(model, [(images[:1], torch.zeros(1, dtype=torch.int64))])
+        predict(model, [(image, torch.zeros(1, dtype=torch.int64))])
     shapes = [tuple(getattr(output, "shape", ())) for output in outputs]
-    # A square image makes square maps, unless they are (N, H, W, C).
-    is_square = images.shape[-1] == images.shape[-2]
+    is_square = height == width  # which makes square maps, unless they are (N, H, W, C)
     if len(shapes) != 1 or len(shapes[0]) != 4 or (is_square and shapes[0][2] != shapes[0][3]):
         raise ValueError(
             f"In a pass, this layer makes {shapes}: "
@@ -815,7 +844,8 @@ class MuonSGD(torch.optim.Optimizer):
                 step = gradient.add(state["momentum"], alpha=group["momentum"])
                 if group["orthogonal"]:
                     step = orthogonalize(step.flatten(1), self.precision).view_as(p)
-                    step *= torch.where(norm > 0, norm / len(p) ** 0.5, 1)  # or they came as zeros
+                    # Filters that came as zeros have no norm to keep.
+                    step *= torch.where(norm > 0, norm / len(p) ** 0.5, 1)
                 p.sub_(step, alpha=group["lr"])
                 if group["orthogonal"]:
                     p.mul_(torch.where(norm > 0, norm / p.norm(), 1))
@@ -881,7 +911,7 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
     sizes = []
     lrs = []
     correct = 0
-    if not model.training:  # else the layers that you froze stay as they are
+    if not model.training:  # a model in training mode keeps the layers that you froze
         model.train()
     model.was_trained = True  # so that the next run can tell
     bar = progress_bar(total=len(train_loader), desc="Train")
@@ -939,13 +969,14 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     Returns the history: train_loss, train_accuracy, test_loss, test_accuracy and seconds
     (training) per epoch, lr per step; losses are means over images, accuracies in %.
     Raises ValueError for a bad max_lr, loader, model or checkpoint, and RuntimeError if
-    another run has written there meanwhile."""
+    another run has written there meanwhile. A run that has lost its checkpoint.pt is renamed."""
     max_lr = float(max_lr or 0)
     if not 0 < max_lr < math.inf:
         raise ValueError(f"max_lr is {max_lr}, but must be a number above 0.")
     check_start(model, train_loader, config)
     check_loader(test_loader, config)
-    if not config.resume:
+    check_for_testing(test_loader)
+    if not config.resume or not (config.output_dir / "checkpoint.pt").exists():
         retire_run(config.output_dir)
     torch.manual_seed(config.seed)
     if config.device.type == "cuda":
@@ -977,9 +1008,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
         }
     else:
         print_log(record, max_lr, test_loader, config)
-    for name, fact in {"machine": describe_machine(config), "commit": get_commit()}.items():
-        old = record.get(name, fact)
-        record[name] = fact if old == fact else f"{old}, then {fact}"
+    note_machine(record, config)
 
     history = record["history"]
     cutouts = [cut_out for cut_out in get_cutouts(train_loader) if cut_out.enabled]
@@ -1012,7 +1041,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     model.was_trained = True
     model.eval()  # ready to be used
     replace_file(config.output_dir / "model.pt", to_bytes(model.state_dict()))
-    return history
+    return History(history, config)
 
 
 def get_cutout_end(config: Config) -> int:
@@ -1025,6 +1054,14 @@ def get_cutout_end(config: Config) -> int:
 HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
 CODE = Path(globals().get("__file__", "utils.py")).resolve().parent  # a cell has no __file__
 RECORD = ("run", "max_lr", "trained_before", "history", "stamp", "machine", "commit")
+
+
+class History(dict):
+    """The lists of a training's numbers, by the names in HISTORY; it knows its run's config."""
+
+    def __init__(self, lists: dict[str, list[float]], config: Config):
+        super().__init__(lists)
+        self.config = config
 
 
 def get_settings(config: Config) -> dict:
@@ -1067,6 +1104,13 @@ def check_start(model: nn.Module, train_loader, config: Config) -> dict | None:
         print("This model was trained before, and is trained on from there. For a fresh one, run")
         print("the cell that makes the model, and then this one.")
     return None
+
+
+def note_machine(record: dict, config: Config):
+    """Note the machine and the code of a run; one that went on elsewhere names all of them."""
+    for name, now in {"machine": describe_machine(config), "commit": get_commit()}.items():
+        before = record.get(name, now)
+        record[name] = now if before == now else f"{before}, then {now}"
 
 
 def save_checkpoint(parts: dict, record: dict, config: Config):
@@ -1143,15 +1187,15 @@ def read_run(folder: Path) -> dict | None:
         return None
 
 
-def read_history(config: Config) -> dict[str, list[float]]:
+def read_history(config: Config) -> History:
     """Return the history of the run in output_dir so far; ValueError if there is none."""
     record = read_run(config.output_dir)
     if record is None:
         raise ValueError(f"There is no run in {shorten(config.output_dir)}.")
-    return record["history"]
+    return History(record["history"], config)
 
 
-def load_result(model: nn.Module, config: Config) -> dict[str, list[float]]:
+def load_result(model: nn.Module, config: Config) -> History:
     """Load the weights in models/resnet18.pt, in place of training; return their run's history.
     They belong to a row of results.json, which carries their SHA-256. Raises ValueError if
     there are none, if no row knows them, if config has other data, normalisation, epochs or
@@ -1169,7 +1213,7 @@ def load_result(model: nn.Module, config: Config) -> dict[str, list[float]]:
     model.was_trained = True
     model.eval()
     print(f"These weights, of seed {row['seed']}, were measured: {row['accuracy']:.2f} %.")
-    return row["history"]
+    return History(row["history"], config)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]):
@@ -1564,8 +1608,10 @@ def plot_lr_finder(lrs: list[float], losses: list[float], max_lr: float, config:
 @plot_style()
 def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
     """Draw the first training images as they are, and below augmented as in training."""
-    dataset = train_loader.dataset
-    check_same_data(get_made_with(train_loader), config)
+    dataset = getattr(train_loader, "dataset", None)
+    if not hasattr(dataset, "config"):
+        raise ValueError("Samples can only be shown of a loader that make_loader has made.")
+    check_same_data(dataset.config, config)
     check_count(count)
     with keep_random_state(config.device):
         augmented, labels = dataset.__getitems__(range(min(count, len(dataset))))
@@ -1577,10 +1623,25 @@ def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
     show_tiles(tiles, len(labels), title, "samples", config)
 
 
+def check_history(history: dict, config: Config):
+    """Raise ValueError if a history is of a run with other settings than config's."""
+    if not hasattr(history, "config"):  # of a training loop of your own
+        return
+    old = get_settings(history.config)
+    new = get_settings(config)
+    changed = [name for name in new if new[name] != old[name]]
+    if changed:
+        raise ValueError(
+            f"This history is of a run with another {', '.join(changed)}: "
+            "run the cell that trains again, and those below."
+        )
+
+
 @plot_style()
 def plot_history(history: dict[str, list[float]], config: Config):
     """Draw loss and accuracy of train and test per epoch, and the learning rate per step; a line
-    shows where CutOut ends."""
+    shows where CutOut ends. Raises ValueError for the history of a run with other settings."""
+    check_history(history, config)
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))
     done = len(history["test_loss"])
     epochs = range(1, done + 1)
@@ -1611,6 +1672,7 @@ def plot_history(history: dict[str, list[float]], config: Config):
 def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Config):
     """Draw how many test images of each class are taken for which, with accuracies."""
     check_same_data(get_made_with(test_loader), config)
+    check_for_testing(test_loader)
     logits, labels = predict(model, test_loader, config.precision)
     check_outputs(logits, config)
     check_labels(labels, config)
@@ -1657,7 +1719,9 @@ class Misclassified(NamedTuple):
 
 
 def get_misclassified(model: nn.Module, test_loader: Iterable) -> Misclassified:
-    """Collect all mistakes, the one with the highest loss first."""
+    """Collect all mistakes, the one with the highest loss first.
+    Raises ValueError for a loader that augments its images."""
+    check_for_testing(test_loader)
     config = get_made_with(test_loader)
     batches = list(test_loader)  # one pass, so that images and logits belong together
     logits, labels = predict(model, batches, config and config.precision)
@@ -1692,8 +1756,14 @@ def get_fingerprint(model: nn.Module) -> str:
 
 
 def check_mistakes(misclassified: Misclassified, model: nn.Module | None, config: Config):
-    """Raise ValueError if mistakes are of another model, or of other settings of the data."""
+    """Raise ValueError if mistakes are of another model, other settings, or other classes."""
     check_same_data(misclassified.config, config)
+    classes = len(config.classes)
+    for labels in (misclassified.labels, misclassified.predictions):
+        if (labels >= classes).any():
+            raise ValueError(
+                f"There is a label or an answer {labels.max()}, but config names {classes} classes."
+            )
     if model and misclassified.fingerprint not in (None, get_fingerprint(model)):
         raise ValueError(
             "These are the mistakes of another model, or it was trained since: "
@@ -1740,8 +1810,7 @@ def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, 
     check_mistakes(misclassified, model, config)
     check_count(count)
     images = misclassified.images[:count]
-    blank = torch.zeros(1, 3, config.image_size, config.image_size)
-    height, width = check_layer(model, target_layer, images if len(images) else blank)
+    height, width = check_layer(model, target_layer, images.shape[-2:])
     if not len(images):
         print("The model made no mistake: there are no misclassified images to show.")
         return
@@ -1766,9 +1835,9 @@ def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, 
     show_tiles(tiles, columns, title, "gradcam", config)
 
 
-def check_layer(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[int, int]:
+def check_layer(model: nn.Module, layer: nn.Module, image_size) -> tuple[int, int]:
     """Return height and width of a layer's maps; ValueError if too coarse for GradCAM."""
-    height, width = get_map_size(model, layer, images)
+    height, width = get_map_size(model, layer, image_size)
     if min(height, width) < 5:
         raise ValueError(
             f"The layer's maps are only {height} x {width} pixels: choose an earlier layer; "
@@ -1799,6 +1868,16 @@ def explain(model: nn.Module, layer: nn.Module, images: Tensor, labels: list[int
     return [*heats]
 
 
+def find_white(mode: str, largest: float) -> float:
+    """Return the number that is white in a grey picture of PIL's mode "I;16", "I" or "F"."""
+    if mode.startswith("I;16"):
+        return 65535
+    for white in (1, 255, 65535):
+        if largest <= white:
+            return white
+    return largest
+
+
 def read_picture(picture, size: int) -> Tensor:
     """Return a picture, cropped to a square in its middle, as uint8 (1, 3, size, size).
     picture: a path, a file, or an image of PIL. Raises ValueError if PIL cannot read it."""
@@ -1807,7 +1886,7 @@ def read_picture(picture, size: int) -> Tensor:
         image = ImageOps.exif_transpose(image)  # as the camera was held
         if image.mode.startswith(("I", "F")):  # numbers above 255, which PIL would cut off
             pixels = np.float64(image)
-            white = min((w for w in (1, 255, 65535) if w >= pixels.max()), default=pixels.max())
+            white = find_white(image.mode, pixels.max())
             image = Image.fromarray(np.uint8(255 * pixels / white))
         image = image.convert("RGBA")  # what is transparent shall be white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -1822,17 +1901,17 @@ def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None
     """Draw what the network sees of your own picture, its three likeliest classes with their
     probabilities and, if a target_layer is given, GradCAM's map for the likeliest.
     picture: whatever PIL reads, of any size and shape. Raises ValueError if it cannot be
-    read."""
+    read, and FloatingPointError for logits that are infinite or NaN."""
     normalize = Normalize(config.mean, config.std)
     images = normalize(read_picture(picture, config.image_size))
-    with torch.no_grad(), keep_modes(model):
-        logits = forward(model.eval(), images, config.precision)
+    no_label = torch.zeros(1, dtype=torch.int64)
+    logits, _ = predict(model, [(images, no_label)], config.precision)
     check_outputs(logits, config)
     probabilities, labels = logits.softmax(1)[0].cpu().topk(min(3, len(config.classes)))
     names = [wrap_names(config)[label] for label in labels]
 
     if target_layer is not None:
-        check_layer(model, target_layer, images)
+        check_layer(model, target_layer, config.image_size)
     columns = 2 if target_layer is None else 3
     figure, axes = plt.subplots(1, columns, figsize=(3.2 * columns, 3.2))
     shown = denormalize(images, config)[0]
@@ -1859,6 +1938,8 @@ def plot_comparison(runs: dict[str, str | Path], config: Config):
     The legend names the best first; the title, all settings in which the runs differ. A run
     that is not finished is drawn as far as it is. Raises ValueError for a folder without a
     run."""
+    if not isinstance(runs, dict) or not runs:
+        raise ValueError('Give each run a name: {"CutOut 16": "outputs/full", ...}.')
     records = {}
     for name, folder in runs.items():
         records[name] = read_run(find_folder(folder))
@@ -1895,21 +1976,32 @@ def draw_comparison(records: dict[str, dict], config: Config):
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
 
-    facts = {}
-    for name in names:
-        record = records[name]
-        peak = f"{record['max_lr']:.3g}"
-        facts[name] = {**record["run"], "peak": peak, "machine": record["machine"]}
-        facts[name].pop("number of steps", None)  # it follows from the others
-    differences = []
-    for setting in dict.fromkeys(setting for name in names for setting in facts[name]):
-        values = [str(facts[name].get(setting)) for name in names]
-        if len(set(values)) > 1:
-            if setting == "machine":  # so long a name stands only once
-                values = [*dict.fromkeys(values)]
-            differences.append(f"{setting.replace('_', ' ')}: {', '.join(values)}")
+    differences = find_differences([records[name] for name in names])
     told = "\n".join(textwrap.wrap("; ".join(differences) or "the same settings", 120))
     best = records[names[0]]["run"]
-    data = {name: best[name] for name in ("profile", "dataset", "train_images")}
+    sizes = ("image_size", "crop_padding", "cutout_size")
+    data = {name: best[name] for name in ("profile", "dataset", "train_images", *sizes)}
     config = replace(config, **data)  # so that the figure tells of their data, not of yours
     show_figure(figure, f"Test accuracy and loss, the best first\n{told}", "comparison", config)
+
+
+def find_differences(records: list[dict]) -> list[str]:
+    """Return what differs between runs, each with the values in the order of the records."""
+    facts = []
+    for record in records:
+        run = json.loads(json.dumps(record["run"]))  # a tuple is a list, as in history.json
+        peak = f"{record['max_lr']:.3g}"
+        facts.append({**run, "peak": peak, "machine": record["machine"], "code": record["commit"]})
+
+    differences = {}
+    for name in dict.fromkeys(name for fact in facts for name in fact):
+        values = [str(fact.get(name)) for fact in facts]
+        if len(set(values)) == 1:
+            continue
+        if name == "machine":  # so long a name stands only once
+            values = [*dict.fromkeys(values)]
+        short = [textwrap.shorten(value, 60, placeholder=" ...") for value in values]
+        differences[name] = f"{name.replace('_', ' ')}: {', '.join(short)}"
+    if differences.keys() & {"epochs", "batch_size", "train_images"}:
+        differences.pop("number of steps", None)  # it follows from these
+    return [*differences.values()]

@@ -208,13 +208,13 @@ def split(loader, config: utils.Config) -> tuple:
     return nine_tenths, held_out
 
 
-def train(settings: dict, loader, held_out, config: utils.Config) -> tuple[nn.Module, dict, dict]:
-    """Train a ResNet18; return it, its history, and the peak and machine for its row."""
+def train(settings: dict, loader, held_out, config: utils.Config, row: dict) -> tuple:
+    """Train a ResNet18; return it and its history, and note peak and machine in its row."""
     model = ResNet18().to(config.device)
     if settings.get("half_size"):
         model.register_forward_pre_hook(halve_images)
 
-    row = {"machine": utils.describe_machine(config)}
+    row["machine"] = utils.describe_machine(config)
     if "max_lr" in settings:
         row["max_lr"] = settings["max_lr"]
     else:
@@ -223,7 +223,7 @@ def train(settings: dict, loader, held_out, config: utils.Config) -> tuple[nn.Mo
     history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)
     used = utils.read_run(config.output_dir) or {}  # a run that went on keeps its first peak
     row |= {name: used[name] for name in ("max_lr", "machine") if name in used}
-    return model, history, row
+    return model, history
 
 
 def halve_images(model: nn.Module, inputs: tuple) -> torch.Tensor:

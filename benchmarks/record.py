@@ -66,7 +66,8 @@ def train(settings: dict, seed: int, folder: Path, near_duplicates: set[int]) ->
 
     # A tenth of the training images shows how far the run is, without a look at the test images.
     _, probes = common.split(loader, config)
-    model, history, row = common.train(settings, loader, probes, config)
+    row = {}
+    model, history = common.train(settings, loader, probes, config, row)
 
     del history["lr"]
     row["history"] = {name.replace("test", "probe"): values for name, values in history.items()}

@@ -356,7 +356,7 @@ def draw_ladder(results: dict):
             name = say({"optimizer": "muon", **row["settings"]})
             if name in runs or "test_loss" not in row["history"]:
                 continue
-            settings = {name: row["settings"][name] for name in row["settings"] if name in known}
+            settings = {key: value for key, value in row["settings"].items() if key in known}
             config = common.make_config(settings, row["seed"], Path(folder))
             runs[name] = row | {"run": utils.get_settings(config)}
         if len(runs) > 1:
@@ -469,12 +469,13 @@ def replace_weights(weights: bytes | None):
 def copy_figures(folder: Path):
     """Copy the figures of a run to images/, and name each one there that it did not replace."""
     images = common.ROOT / "images"
-    own = {path.name for path in folder.glob("*.png")}
+    drawn = {*DRAWN_BEFORE_TRAINING, *DRAWN_AFTER_TRAINING}  # no photo of your own
+    own = {path.name for path in folder.glob("*.png")} & drawn
     stale = {name for name in own if is_stale(folder / name)}
     for name in sorted(own - stale):
         print("Replaced:", shutil.copy(folder / name, images))
 
-    shown = {path.name for path in images.glob("*.png")} - {"lr_sweep.png", "ladder.png"}
+    shown = {path.name for path in images.glob("*.png")} & drawn
     for name in sorted(shown - own):
         print(f"Not replaced: {images / name}, since {folder / name} is missing.")
     for name in sorted(stale):

@@ -20,11 +20,12 @@ def train(settings: dict, seed: int, folder: Path) -> dict:
     loader, _ = utils.get_dataloaders(config)
     nine_tenths, held_out = common.split(loader, config)
 
+    row = {}
     try:
-        _, history, row = common.train(settings, nine_tenths, held_out, config)
+        _, history = common.train(settings, nine_tenths, held_out, config, row)
     except FloatingPointError as error:
         print(f"This run diverged, and the sweep goes on: {error}")
-        return {"machine": utils.describe_machine(config), "diverged": True}
+        return {**row, "diverged": True}  # with its peak, if it had one
     return {**row, "accuracy": history["test_accuracy"][-1]}
 
 

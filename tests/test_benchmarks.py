@@ -287,6 +287,15 @@ def test_a_run_without_a_peak_is_noted_too(call):
     assert row["diverged"] is True
 
 
+def test_a_run_that_diverges_at_the_peak_of_its_finder_keeps_that_peak(call):
+    utils.train.side_effect = FloatingPointError("The loss became inf")
+    call(sweep, "lr_finder_steps=20", *TRAINED[:2], "--seeds=1")
+    (row,) = read_rows("sweep")
+    assert row["diverged"] is True
+    assert row["max_lr"] == utils.choose_peak(row["finder"]["lr"], row["finder"]["loss"], "muon")
+    assert row["machine"]
+
+
 def test_a_run_that_diverged_is_not_tried_again(call):
     for _ in range(2):
         call(sweep, *TRAINED[:2], "max_lr=1e30", "--seeds=1")
@@ -391,7 +400,12 @@ def change_checkpoint(folder, **changes):
 def make_record_row(**changes):
     """Return a row as record.py writes it, without tests of single epochs."""
     row = {"settings": {}, "seed": 0, "max_lr": 0.03, "loss": 0.3, "accuracy": 94.0}
-    row |= {"test_images": 10_000, "machine": "M", "history": {"seconds": [1, 2, 3]}}
+    row |= {
+        "commit": "abc1234",
+        "test_images": 10_000,
+        "machine": "M",
+        "history": {"seconds": [1, 2, 3]},
+    }
     return row | changes
 
 
@@ -569,6 +583,13 @@ def test_a_figure_of_the_run_before_is_named_and_not_copied(
     (told,) = re.findall("Not replaced.*", capsys.readouterr().out)
     assert name in told
     assert get_replaced(root) == {*BEFORE, *AFTER} - {name}
+
+
+def test_what_else_lies_in_the_runs_folder_is_not_copied(call, root, run_folder):
+    for name in ("prediction.png", "comparison.png"):  # a photo of your own, for one
+        write(run_folder / name, "new", 400)
+    call(report, "run")
+    assert get_replaced(root) == {*BEFORE, *AFTER}
 
 
 # --- The README -----------------------------------------------------------------------------------
@@ -1089,6 +1110,12 @@ def test_each_setting_of_the_sweep_is_tabled_with_its_best_peak(call, short_swee
     call(report)
     name = "anneal strategy cos, cutout free fraction 0, epochs 5, half size"
     assert f"| {name} | 0.02 (best of 3) | 75.00 % | 1 |" in read_readme()
+
+
+def test_a_peak_with_which_one_seed_diverged_is_in_no_table():
+    own = {"settings": SHORT, "max_lr": 0.04}
+    rows = [own | {"seed": 0, "accuracy": 90.0}, own | {"seed": 1, "diverged": True}]
+    assert report.group_sweep({"sweep": rows}) == {}
 
 
 def test_a_run_that_diverged_is_in_neither_table_nor_figure(call, short_sweep):

@@ -17,11 +17,12 @@ def compare(tmp_path, make_config, shown):
 
     def compare(**runs):
         folders = {}
-        for name, (accuracies, settings) in runs.items():
+        for name, (accuracies, changes) in runs.items():
             folders[name] = tmp_path / name
-            others = {key: settings.pop(key) for key in ("max_lr", "machine") if key in settings}
+            others = {key: changes[key] for key in utils.RECORD if key in changes}
+            settings = {key: changes[key] for key in changes if key not in utils.RECORD}
             save_run(folders[name], **{"epochs": len(accuracies), **settings})
-            change(folders[name], accuracies, others)
+            set_history(folders[name], accuracies, others)
         utils.plot_comparison(folders, make_config())
         figure, title = shown[-1]
         legends = [[text.get_text() for text in a.get_legend().get_texts()] for a in figure.axes]
@@ -30,7 +31,7 @@ def compare(tmp_path, make_config, shown):
     return compare
 
 
-def change(folder, accuracies, others):
+def set_history(folder, accuracies, others):
     """Let a run have these accuracies, and losses that are a hundredth of the mistakes."""
     (folder / "checkpoint.pt").unlink()
     record = json.loads((folder / "history.json").read_text())
@@ -75,11 +76,30 @@ def test_the_same_settings_are_told(compare):
         ({"max_lr": 0.0212345}, "peak: 0.0212, 0.03"),
         ({"cutout_size": 8, "optimizer": "sgd"}, "cutout size: 8, 16; optimizer: sgd, muon"),
         ({"machine": "N"}, "machine: N, M"),
+        ({"commit": "fedcba9"}, "code: fedcba9, abc1234"),
+        ({"number of steps": 7}, "number of steps: 7, None"),
+        ({"epochs": 2, "number of steps": 7}, "epochs: 2, 1"),
+        ({"network": "ResNet 1234"}, "network: ResNet 1234, None"),
     ],
 )
 def test_all_that_differs_is_told_in_the_order_of_the_legend(compare, settings, told):
     _, title, _ = compare(second=([50.0], {}), first=([60.0], settings))
-    assert " ".join(title[1:-1] if "quick" in title[-1] else title[1:]) == told
+    assert " ".join(title[1:]) == told
+
+
+def test_three_runs_are_told_in_the_order_of_the_legend(compare):
+    _, title, _ = compare(
+        third=([50.0], {"seed": 5}), first=([70.0], {"seed": 6}), second=([60.0], {"seed": 7})
+    )
+    assert title[1] == "seed: 6, 7, 5"
+
+
+def test_a_run_that_is_read_from_its_checkpoint_is_no_other(tmp_path, config, shown):
+    for name in ("a", "b"):
+        save_run(tmp_path / name)
+    (tmp_path / "b" / "history.json").unlink()
+    utils.plot_comparison({name: tmp_path / name for name in ("a", "b")}, config)
+    assert shown[0][1].endswith("the same settings")
 
 
 def test_a_machine_stands_once_however_many_runs_it_made(compare):
@@ -101,6 +121,14 @@ def test_many_differences_do_not_run_off_the_figure(compare):
     assert box.x1 < figure.bbox.width
 
 
+def test_a_hundred_classes_leave_room_for_the_curves(compare):
+    classes = [f"class {i}" for i in range(100)]
+    own = {"dataset": "mine", "classes": classes, "image_size": 64, "cutout_size": 40}
+    _, _, figure = compare(a=([50.0], {}), b=([60.0], own))
+    figure.canvas.draw()
+    assert figure.axes[0].get_window_extent().height > 0.5 * figure.bbox.height
+
+
 def test_the_figure_tells_of_their_data_not_of_yours(compare):
     _, title, _ = compare(a=([50.0], {}), b=([60.0], {}))
     assert "digits" not in " ".join(title), "though the config is of the quick profile"
@@ -119,6 +147,21 @@ def test_a_folder_without_a_run_is_told(tmp_path, config):
     with pytest.raises(ValueError, match=r"^There is no run in [^\n]*nowhere[^\n]*output_dir"):
         utils.plot_comparison({"a": tmp_path / "run", "b": tmp_path / "nowhere"}, config)
     assert not (config.output_dir / "comparison.png").exists()
+
+
+@pytest.mark.parametrize("runs", [{}, ["outputs/full"], "outputs/full"])
+def test_runs_without_names_are_told(runs, config):
+    with pytest.raises(ValueError, match=r"^Give each run a name"):
+        utils.plot_comparison(runs, config)
+
+
+def test_runs_of_other_images_than_the_configs_are_compared(tmp_path, make_config, shown):
+    for name in ("a", "b"):
+        save_run(tmp_path / name)
+    own = {"dataset": "mine", "classes": ("a", "b"), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    config = make_config("full", **own, image_size=64, cutout_size=40)
+    utils.plot_comparison({name: tmp_path / name for name in ("a", "b")}, config)
+    assert len(shown) == 1
 
 
 def test_a_run_of_another_program_is_no_run(tmp_path, config):

@@ -342,6 +342,25 @@ def test_a_gpu_chooses_the_full_profile(accelerator, monkeypatch, tmp_path, prof
     assert config.device.type == ("cuda" if profile == "full" else "cpu")
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta:x", "vulkan"])
+def test_a_device_that_is_not_there_is_told_in_one_sentence(make_config, device):
+    with pytest.raises(ValueError, match=rf"^device '{device}' cannot be used[^\n]*$"):
+        make_config(device=device)
+
+
+def test_images_of_your_own_are_not_counted_by_train_images(make_config):
+    own = {"dataset": "mine", "classes": "ab", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert make_config("quick", **own).train_images is None, "though the quick profile has some"
+    with pytest.raises(ValueError, match=r"^train_images is 64.*make_loader"):
+        make_config("full", **own, train_images=64)
+
+
+def test_classes_may_be_torchvisions_dict(make_config):
+    own = {"dataset": "mine", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    config = make_config("full", **own, classes={"ant": 0, "bee": 1})
+    assert config.classes == ("ant", "bee")
+
+
 def test_of_two_gpus_one_is_used_and_that_is_told(accelerator, monkeypatch, capsys):
     accelerator("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

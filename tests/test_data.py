@@ -275,6 +275,35 @@ def test_a_loader_that_training_cannot_use_is_told_alike_in_one_sentence(model, 
     assert sentences[0] == sentences[1]
 
 
+def test_swapped_loaders_are_told(model, config, loaders):
+    before = take_snapshot(model)
+    with pytest.raises(ValueError, match=r"^This loader augments[^\n]*for testing"):
+        utils.fit_one_cycle(model, loaders[1], loaders[0], 0.01, config)
+    assert take_snapshot(model)["values"] == before["values"]
+
+
+@pytest.mark.parametrize("size", [0, 8])
+def test_nothing_is_measured_on_augmented_images(model, make_config, size):
+    config = make_config(cutout_size=size, train_images=80)
+    train_loader, test_loader = utils.get_dataloaders(config)
+    part = DataLoader(Subset(train_loader.dataset, range(40)), 20, collate_fn=tuple)
+    for loader in (train_loader, part):
+        with pytest.raises(ValueError, match=r"^This loader augments"):
+            utils.fit_one_cycle(model, train_loader, loader, 0.01, config)
+        with pytest.raises(ValueError, match=r"^This loader augments"):
+            utils.plot_confusion_matrix(model, loader, config)
+        with pytest.raises(ValueError, match=r"^This loader augments"):
+            utils.get_misclassified(model, loader)
+    assert len(utils.get_misclassified(model, test_loader).images)
+
+
+def test_samples_of_another_loader_are_refused_in_one_sentence(config, loaders):
+    part = DataLoader(Subset(loaders[0].dataset, range(40)), 20, collate_fn=tuple)
+    for loader in (part, make_loader_of(IMAGES, LABELS), [*loaders[0]]):
+        with pytest.raises(ValueError, match=r"^Samples can only[^\n]*make_loader[^\n]*$"):
+            utils.plot_samples(loader, config)
+
+
 USABLE = {
     "a list of batches": [(IMAGES[:32], LABELS[:32]), (IMAGES[32:], LABELS[32:])],
     "a list of lists": [[IMAGES[:32], LABELS[:32]], [IMAGES[32:], LABELS[32:]]],
@@ -371,7 +400,10 @@ def draw_samples(model, loader, config):
 @pytest.mark.parametrize("way", [utils.find_lr, fit, draw_samples, utils.plot_confusion_matrix])
 @pytest.mark.parametrize("name", CHANGES)
 def test_loaders_of_other_settings_are_refused(model, config, loaders, name, way):
-    changed = replace(config, **{name: CHANGES[name]})
+    settings = {name: CHANGES[name]}
+    if name == "dataset":
+        settings["train_images"] = None  # which counts images of our datasets
+    changed = replace(config, **settings)
     with pytest.raises(ValueError, match=rf"^{name} was .*cell that makes them again"):
         way(model, loaders[0], changed)
     assert not config.output_dir.exists()
@@ -411,6 +443,6 @@ def test_settings_that_are_not_of_the_data_may_change(model, config, loaders, na
 
 def test_the_output_folder_may_change(model, config, loaders, tmp_path):
     changed = replace(config, output_dir=tmp_path / "another")
-    fit(model, loaders[0], changed)
+    utils.fit_one_cycle(model, *loaders, 0.01, changed)
     assert (tmp_path / "another" / "model.pt").exists()
     assert not config.output_dir.exists()

@@ -129,7 +129,7 @@ def test_finder_leaves_all_as_it_was_after_ctrl_c(config, loaders, kind):
 
 
 def fit(model, loader, config):
-    return utils.fit_one_cycle(model, loader, loader, 0.01, config)
+    return utils.fit_one_cycle(model, loader, [*loader], 0.01, config)
 
 
 @pytest.mark.parametrize("start", [utils.range_test, fit])

@@ -1,6 +1,7 @@
 """Figures: what they show, and what they leave as it was; GradCAM on networks of known answer."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -497,8 +498,33 @@ def test_maps_that_are_too_coarse_are_refused_with_a_layer_that_will_do(explain)
         explain(model, model.layer4[-1])
 
 
+@pytest.mark.parametrize("image_size", [32, 64, (64, 32)])
+def test_maps_are_measured_for_images_of_any_size(image_size):
+    model = nn.Sequential(nn.Conv2d(3, 4, 8, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    height, width = np.broadcast_to(image_size, 2)
+    assert utils.get_map_size(model, model[0], image_size) == (height // 4, width // 4)
+
+
+def test_a_network_that_knows_one_size_only_is_measured_with_it():
+    model = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(256, 2))
+    assert utils.get_map_size(model, model[0], 64) == (8, 8)
+
+
+def test_more_answers_than_classes_are_told_by_gallery_and_gradcam(make_config):
+    own = {"dataset": "mine", "classes": "abcd", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    config = make_config("full", **own | {"classes": [*"abcd"]})
+    model = make_small_model()
+    batches = [(torch.randn(40, 3, 32, 32), torch.arange(40) % 4)]
+    found = utils.get_misclassified(model, batches)
+    assert found.predictions.max() > 3
+    for draw in (utils.plot_misclassified, partial(utils.plot_gradcam, model)):
+        extra = {} if draw is utils.plot_misclassified else {"target_layer": model[0]}
+        with pytest.raises(ValueError, match=r"^There is[^\n]*4 classes\.$"):
+            draw(found, config, **extra)
+
+
 def test_a_model_without_a_mistake_is_told_by_gallery_and_gradcam(model, config, capsys):
-    nothing = utils.Misclassified(*[torch.zeros(0)] * 6)
+    nothing = utils.Misclassified(torch.zeros(0, 3, 32, 32), *[torch.zeros(0)] * 5)
     utils.plot_misclassified(nothing, config)
     utils.plot_gradcam(model, nothing, config, target_layer=model[0])
     assert capsys.readouterr().out.count("no misclassified images to show") == 2

@@ -97,10 +97,16 @@ GREY_PICTURES = {
 
 
 @pytest.mark.parametrize("kind", GREY_PICTURES)
-def test_grey_is_as_bright_whatever_its_numbers(kind):
+def test_grey_with_white_in_it_is_as_bright_whatever_its_numbers(kind):
     picture = Image.fromarray(GREY_PICTURES[kind].repeat(32, 0).repeat(32, 1))
     corners = get_corners(utils.read_picture(picture, 32))
     np.testing.assert_allclose(corners, np.repeat(GREYS[..., None], 3, axis=2), atol=1)
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint16, 65535), (np.int32, 255), (np.float32, 1)])
+def test_a_dark_grey_picture_stays_dark(dtype, white):
+    picture = Image.fromarray(np.full((40, 40), white * 0.2).astype(dtype))
+    assert utils.read_picture(picture, 32).unique().tolist() in ([50], [51])
 
 
 def test_what_is_transparent_is_white():
@@ -162,12 +168,12 @@ def test_what_is_no_picture_is_told_in_one_sentence(kind, config, model, tmp_pat
     assert not (config.output_dir / "prediction.png").exists()
 
 
-def test_a_file_that_is_too_large_to_be_a_picture_is_told():
+def test_a_picture_that_is_too_large_is_told():
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "BMP")
     header = bytearray(file.getvalue())
     header[18:26] = (100_000).to_bytes(4, "little") * 2  # width and height
-    with pytest.raises(ValueError, match=r"^[^\n]*no picture[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^[^\n]*no picture[^\n]*DecompressionBomb[^\n]*$"):
         utils.read_picture(io.BytesIO(bytes(header)), 32)
 
 
@@ -252,7 +258,13 @@ def test_a_look_at_a_picture_changes_nothing(config):
     assert take_snapshot(model) == before
 
 
-def test_the_answer_is_that_of_predict(config, loaders, shown):
+def test_an_answer_that_is_no_number_is_told(config):
+    with pytest.raises(FloatingPointError, match="infinite or NaN"):
+        utils.plot_prediction(Answer([float("nan")] * 10), make_picture(), config)
+    assert not config.output_dir.exists()
+
+
+def test_the_answer_is_that_of_predict(config, shown):
     model = make_small_model()
     pixels = utils.read_picture(make_picture(), 32)
     batch = (utils.Normalize(config.mean, config.std)(pixels), torch.zeros(1, dtype=torch.int64))

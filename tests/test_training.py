@@ -501,15 +501,37 @@ def test_a_nan_leaves_no_checkpoint_and_no_history(model, config):
 
 
 # --- Memory ---------------------------------------------------------------------------------------
+class WithFeatures(nn.Module):
+    """Answer with logits and features, as networks with an auxiliary head do."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = make_small_model()
+
+    def forward(self, images):
+        return self.network(images), images
+
+
+def test_a_model_that_returns_more_than_logits_is_told(config, loaders):
+    model = WithFeatures()
+    for start in (
+        lambda: utils.find_lr(model, loaders[0], config),
+        lambda: utils.fit_one_cycle(model, *loaders, 0.05, config),
+        lambda: utils.predict(model, loaders[1]),
+    ):
+        with pytest.raises(ValueError, match=r"^The model returns a tuple[^\n]*logits\.$"):
+            start()
+
+
 def test_images_reach_the_model_contiguous_from_any_loader(model, config, loaders):
     seen = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
     images, labels = make_data(64)
     channels_last = images.to(memory_format=torch.channels_last)
     foreign = [(channels_last, labels), (images.transpose(2, 3), labels)]
-    for loader in (loaders[0], foreign):
+    for loader, test_loader in (loaders, (foreign, foreign)):
         utils.find_lr(model, loader, config)
-        utils.fit_one_cycle(model, loader, loader, 0.05, config)
+        utils.fit_one_cycle(model, loader, test_loader, 0.05, config)
         utils.predict(model, loader)
     assert set(seen) == {True}
 

@@ -493,6 +493,18 @@ def test_resume_false_renames_all_three_files_every_time(configure):
     assert len(read_folder(config.output_dir)) == 9
 
 
+def test_a_run_that_lost_its_checkpoint_is_renamed_and_not_written_over(configure):
+    config = configure()
+    fit(config)
+    content = {name: (config.output_dir / name).read_bytes() for name in FILES[1:]}
+    (config.output_dir / "checkpoint.pt").unlink()
+    fit(config)
+    for name in FILES[1:]:
+        path = config.output_dir / name
+        assert path.with_stem(f"{path.stem}-previous-1").read_bytes() == content[name]
+    assert len(read_checkpoint(config)["history"]["test_loss"]) == 3
+
+
 def test_resume_false_may_take_the_folder_of_another_run(configure):
     config = configure()
     fit(config)
@@ -653,6 +665,27 @@ def test_after_ctrl_c_the_history_so_far_can_be_plotted(configure, shown):
     assert [len(history[name]) for name in CURVES] == [2, 2, 2, 2, 2, 4]
     utils.plot_history(history, config)
     assert "epoch 2" in shown[0][1]
+
+
+CHANGED = {"seed": 1, "epochs": 9, "cutout_free_fraction": 0}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_the_history_of_a_run_with_other_settings_is_not_drawn(configure, tmp_path, name):
+    config = configure()
+    history = fit(config)
+    other = configure(**{name: CHANGED[name]}, output_dir=tmp_path / "another")
+    for history_of_run in (history, utils.read_history(config)):
+        with pytest.raises(ValueError, match=rf"^[^\n]*another {name}: run the cell"):
+            utils.plot_history(history_of_run, other)
+    assert not other.output_dir.exists()
+    utils.plot_history(history, configure())
+    utils.plot_history(dict(history), other)  # of a loop that we know nothing of
+
+
+def test_a_history_is_a_plain_dict_to_json(configure):
+    history = fit(configure())
+    assert json.loads(json.dumps(history)) == history
 
 
 def test_without_a_run_there_is_no_history(configure):
