@@ -53,6 +53,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from tqdm import tqdm
 
+CODE = Path(globals().get("__file__", "utils.py")).resolve().parent  # a cell has no __file__
+
+
 # --- 1. Configuration: every number that shapes a run ---------------------------------------
 DATASETS = {
     "CIFAR-10": {
@@ -144,9 +147,8 @@ class Config:
                 continue
             if type(value) not in (int, kind) or not least <= value < end:
                 number = "a whole number" if kind is int else "a number"
-                raise ValueError(
-                    f"{name} is {value!r}: choose {number} from {least} to below {end}."
-                )
+                until = "on" if end == math.inf else f"to below {end}"
+                raise ValueError(f"{name} is {value!r}: choose {number} from {least} {until}.")
 
         choices = {
             "optimizer": tuple(OPTIMIZERS),
@@ -522,7 +524,7 @@ def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
     if config.dataset == "CIFAR-10":
         train_data, test_data = load_cifar10(config)
     elif config.dataset == "handwritten digits":
-        train_data, test_data = load_digits(config)
+        train_data, test_data = load_digits()
     else:
         raise ValueError(f"There is no {config.dataset} here: hand its images to make_loader.")
     images, labels = train_data
@@ -663,7 +665,7 @@ def download_cifar10(data_dir: Path):
     )
 
 
-def load_digits(_):
+def load_digits():
     """Return scikit-learn's 8 x 8 digits as 32 x 32 RGB images, a fifth for testing."""
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = torch.tensor(pixels * (255 / 16), dtype=torch.float32).view(-1, 1, 8, 8)
@@ -984,27 +986,18 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
         torch.backends.cudnn.benchmark = True
 
     optimizer = get_optimizer(model, max_lr, config)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr,
-        total_steps=config.epochs * len(train_loader),
-        # A hair more than asked: with a warm-up of exactly one step, it divides by zero.
-        pct_start=config.warmup_fraction + 1e-9,
-        anneal_strategy=config.anneal_strategy,
-        cycle_momentum=False,
-    )
+    scheduler = get_scheduler(optimizer, max_lr, config.epochs * len(train_loader), config)
     scaler = get_scaler(config)
     parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "model": model}
     run = describe_run(model, train_loader, config)
     record = load_checkpoint(parts, run, config)
     if record is None:
-        saved = read_run(config.output_dir)
         record = {
             "run": run,
             "max_lr": max_lr,
             "trained_before": getattr(model, "was_trained", False),
             "history": {name: [] for name in HISTORY},
-            "stamp": saved and saved["stamp"],  # of the last save there, whoever's it was
+            "stamp": None,  # each save gets another one
         }
     else:
         print_log(record, max_lr, test_loader, config)
@@ -1044,6 +1037,19 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     return History(history, config)
 
 
+def get_scheduler(optimizer, max_lr: float, steps: int, config: Config):
+    """Return the schedule that climbs to max_lr and comes down to almost zero in all the steps."""
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr,
+        total_steps=steps,
+        # A hair more than asked: with a warm-up of exactly one step, it divides by zero.
+        pct_start=config.warmup_fraction + 1e-9,
+        anneal_strategy=config.anneal_strategy,
+        cycle_momentum=False,
+    )
+
+
 def get_cutout_end(config: Config) -> int:
     """Return the number of epochs with CutOut, which are the first ones."""
     epochs = config.epochs * (1 - config.cutout_free_fraction)
@@ -1052,7 +1058,6 @@ def get_cutout_end(config: Config) -> int:
 
 # --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------
 HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
-CODE = Path(globals().get("__file__", "utils.py")).resolve().parent  # a cell has no __file__
 RECORD = ("run", "max_lr", "trained_before", "history", "stamp", "machine", "commit")
 
 

@@ -35,7 +35,7 @@ def configure(make_config):
 
 @cache
 def read_digits():
-    return utils.load_digits(None)
+    return utils.load_digits()
 
 
 def get_loaders(config):
