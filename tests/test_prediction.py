@@ -109,6 +109,11 @@ def test_a_dark_grey_picture_stays_dark(dtype, white):
     assert utils.read_picture(picture, 32).unique().tolist() in ([50], [51])
 
 
+def test_a_dark_picture_of_16_bits_is_not_brightened():
+    picture = Image.fromarray(np.full((40, 40), 200, np.uint16))
+    assert utils.read_picture(picture, 32).unique().tolist() == [0]  # 200 of 65,535
+
+
 def test_what_is_transparent_is_white():
     picture = make_picture([(RED, GREEN), (BLUE, BLUE)]).convert("RGBA")
     alpha = np.uint8([[255, 255], [255, 0]]).repeat(32, 0).repeat(32, 1)
@@ -243,6 +248,12 @@ def test_gradcam_lies_over_the_picture_for_the_likeliest_class(config, shown):
     np.testing.assert_allclose(grey, 0.3 + 0.7 * seen.mean(2), err_msg="the same picture")
     assert heat[4:12, 20:28].min() > 0.8, "the blue quarter"
     assert heat[20:28].max() < 0.2
+
+
+def test_a_layer_of_coarse_maps_is_refused(config, model):
+    with pytest.raises(ValueError, match=r"only 4 x 4 pixels: choose an earlier layer"):
+        utils.plot_prediction(model, make_picture(), config, target_layer=model[3])
+    assert not config.output_dir.exists()
 
 
 def test_without_a_layer_there_is_no_heat_map(config, shown, model):
