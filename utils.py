@@ -30,7 +30,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -182,14 +182,19 @@ class Config:
     @property
     def caveat(self) -> str:
         """What every figure must say of this run; nothing if it is the real one."""
-        notes = []
-        if self.profile == "quick":
-            notes.append("quick profile")
-        if self.dataset == "handwritten digits":
-            notes.append(f"{self.dataset}, not CIFAR-10")
-        elif self.dataset == "CIFAR-10" and (self.train_images or 50_000) < 50_000:
-            notes.append(f"trained on {self.train_images:,} images only")
-        return ": ".join(notes)
+        return get_caveat(vars(self))
+
+
+def get_caveat(run: dict) -> str:
+    """Return what a figure must say of a run with these settings."""
+    notes = []
+    if run["profile"] == "quick":
+        notes.append("quick profile")
+    if run["dataset"] == "handwritten digits":
+        notes.append(f"{run['dataset']}, not CIFAR-10")
+    elif run["dataset"] == "CIFAR-10" and (run["train_images"] or 50_000) < 50_000:
+        notes.append(f"trained on {run['train_images']:,} images only")
+    return ": ".join(notes)
 
 
 def get_config(profile: str | None = None, **overrides) -> Config:
@@ -308,10 +313,11 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     this PyTorch can use. Raises ValueError for a name that it does not know or cannot use."""
     if name is not None:
         try:
-            return torch.zeros(1, device=name).device
+            torch.zeros(1, device=name)
         except Exception as error:  # each kind of device raises its own
             reason = str(error).partition("\n")[0]
             raise ValueError(f"device {str(name)!r} cannot be used: {reason}") from None
+        return torch.device(name)
     problem = None
     with warnings.catch_warnings(record=True) as caught:  # of an old driver
         warnings.simplefilter("always")
@@ -500,7 +506,7 @@ class DeviceDataset(Dataset):
         return images.contiguous(memory_format=get_memory_format(images)), self.labels[index]
 
 
-def check_labels(labels: Tensor, config: Config | None):
+def check_labels(labels: Tensor, config: Config | None, kind: str = "label"):
     """Raise ValueError if labels are not one whole number per image, that of a class."""
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(f"Labels must be whole numbers (N,), not {labels.dtype} {labels.ndim}-D.")
@@ -509,7 +515,7 @@ def check_labels(labels: Tensor, config: Config | None):
     last = len(config.classes) - 1
     outside = labels[(labels < 0) | (labels > last)]
     if len(outside):
-        raise ValueError(f"There is a label {outside[0]}, but labels must be 0 to {last}.")
+        raise ValueError(f"There is a {kind} {outside[0]}, but {kind}s must be 0 to {last}.")
 
 
 def make_loader(images, labels, transform: Callable, config: Config, shuffle=False) -> DataLoader:
@@ -1207,13 +1213,14 @@ def load_result(model: nn.Module, config: Config) -> History:
     CutOut than their run, or if the model is another network. Then, it has not changed."""
     row, weights = read_result(CODE)
     names = ("dataset", "mean", "std", "epochs", "cutout_size", "cutout_free_fraction")
-    for name in names:
-        theirs = row["settings"].get(name, getattr(Config, name))
-        if json.dumps(theirs) != json.dumps(getattr(config, name)):
-            raise ValueError(
-                f"The weights in models/resnet18.pt were trained with another {name}: "
-                f"use utils.get_config('full', {name}={theirs!r})."
-            )
+    theirs = {name: row["settings"].get(name, getattr(Config, name)) for name in names}
+    changed = find_changes(vars(config), theirs)
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"The weights in models/resnet18.pt were trained with another {name}: "
+            f"use utils.get_config('full', {name}={theirs[name]!r})."
+        )
     load_weights(model, weights)
     model.was_trained = True
     model.eval()
@@ -1223,14 +1230,17 @@ def load_result(model: nn.Module, config: Config) -> History:
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]):
     """Load the weights in models/resnet18.pt; ValueError if the model is another network."""
-    theirs = {name: value.shape for name, value in weights.items()}
-    own = {name: value.shape for name, value in model.state_dict().items()}
-    if own != theirs:
+    if get_shapes(weights) != get_shapes(model.state_dict()):
         raise ValueError(
             "The weights in models/resnet18.pt do not fit this network: "
             "they are of the ResNet18 in models/resnet.py as it was when they were trained."
         )
     model.load_state_dict(weights)
+
+
+def get_shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    """Return the shape of each weight by its name: networks that differ in them are different."""
+    return {name: value.shape for name, value in weights.items()}
 
 
 def read_result(code: Path) -> tuple[dict, dict]:
@@ -1256,6 +1266,11 @@ def read_result(code: Path) -> tuple[dict, dict]:
     )
 
 
+def find_changes(old: dict, new: dict) -> list[str]:
+    """Return the names of new settings that differ from the old; as JSON, a tuple is a list."""
+    return [name for name in new if json.dumps(new[name]) != json.dumps(old.get(name))]
+
+
 def refuse_other_run(run: dict, saved: dict | None, config: Config):
     """Raise ValueError if output_dir holds another run than this, which must be kept."""
     if saved is None:
@@ -1267,8 +1282,7 @@ def refuse_other_run(run: dict, saved: dict | None, config: Config):
             f"{folder} holds a full run, and this is a quick one, the default without a GPU: "
             "choose another output_dir, or a machine with a GPU."
         )
-    # As JSON, a tuple is a list.
-    changed = [name for name in run if json.dumps(run[name]) != json.dumps(other.get(name))]
+    changed = find_changes(other, run)
     if changed and config.resume:
         name = changed[0]
         old = textwrap.shorten(str(other.get(name)), 40)
@@ -1497,9 +1511,12 @@ def plot_style():
         yield
 
 
-def show_figure(figure: plt.Figure, title: str, name: str, config: Config):
-    """Title a figure, with what must be known of the run; save it as PNG and show it."""
-    title_and_caveat = f"{title}\n({config.caveat})" if config.caveat else title
+def show_figure(figure: plt.Figure, title: str, name: str, config: Config, caveat=None):
+    """Title a figure, with what must be known of the run; save it as PNG and show it.
+    caveat: None for that of config."""
+    if caveat is None:
+        caveat = config.caveat
+    title_and_caveat = f"{title}\n({caveat})" if caveat else title
     figure.suptitle(title_and_caveat, fontsize=10 if title.count("\n") > 1 else 13)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
@@ -1632,9 +1649,7 @@ def check_history(history: dict, config: Config):
     """Raise ValueError if a history is of a run with other settings than config's."""
     if not hasattr(history, "config"):  # of a training loop of your own
         return
-    old = get_settings(history.config)
-    new = get_settings(config)
-    changed = [name for name in new if new[name] != old[name]]
+    changed = find_changes(get_settings(history.config), get_settings(config))
     if changed:
         raise ValueError(
             f"This history is of a run with another {', '.join(changed)}: "
@@ -1763,12 +1778,8 @@ def get_fingerprint(model: nn.Module) -> str:
 def check_mistakes(misclassified: Misclassified, model: nn.Module | None, config: Config):
     """Raise ValueError if mistakes are of another model, other settings, or other classes."""
     check_same_data(misclassified.config, config)
-    classes = len(config.classes)
-    for labels in (misclassified.labels, misclassified.predictions):
-        if (labels >= classes).any():
-            raise ValueError(
-                f"There is a label or an answer {labels.max()}, but config names {classes} classes."
-            )
+    check_labels(misclassified.labels, config)
+    check_labels(misclassified.predictions, config, "prediction")
     if model and misclassified.fingerprint not in (None, get_fingerprint(model)):
         raise ValueError(
             "These are the mistakes of another model, or it was trained since: "
@@ -1983,11 +1994,9 @@ def draw_comparison(records: dict[str, dict], config: Config):
 
     differences = find_differences([records[name] for name in names])
     told = "\n".join(textwrap.wrap("; ".join(differences) or "the same settings", 120))
-    best = records[names[0]]["run"]
-    sizes = ("image_size", "crop_padding", "cutout_size")
-    data = {name: best[name] for name in ("profile", "dataset", "train_images", *sizes)}
-    config = replace(config, **data)  # so that the figure tells of their data, not of yours
-    show_figure(figure, f"Test accuracy and loss, the best first\n{told}", "comparison", config)
+    title = f"Test accuracy and loss, the best first\n{told}"
+    caveat = get_caveat(records[names[0]]["run"])  # of their data, not of yours
+    show_figure(figure, title, "comparison", config, caveat)
 
 
 def find_differences(records: list[dict]) -> list[str]:

@@ -221,8 +221,10 @@ def train(settings: dict, loader, held_out, config: utils.Config, row: dict) -> 
         row["finder"] = find_curve(model, loader, config)
         row["max_lr"] = choose_peak(row["finder"], config.optimizer)
     history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)
-    used = utils.read_run(config.output_dir) or {}  # a run that went on keeps its first peak
-    row |= {name: used[name] for name in ("max_lr", "machine") if name in used}
+    saved = utils.read_run(config.output_dir)
+    if saved:  # a run that went on keeps its first peak, and names all its machines
+        row["max_lr"] = saved["max_lr"]
+        row["machine"] = saved["machine"]
     return model, history
 
 

@@ -123,13 +123,11 @@ def make_comparison(results: dict) -> str:
 
 def find_other_optimizers(record: list[dict]) -> list[dict]:
     """Return the settings in the record, each once, that have another optimizer than the first."""
+    names = [row["settings"].get("optimizer", "muon") for row in record]
     found = []
-    for row in record:
-        settings = row["settings"]
-        first = record[0]["settings"].get("optimizer", "muon")
-        is_other = settings.get("optimizer", "muon") != first
-        if is_other and settings not in found:
-            found.append(settings)
+    for row, name in zip(record, names, strict=True):
+        if name != names[0] and row["settings"] not in found:
+            found.append(row["settings"])
     return found
 
 
@@ -411,8 +409,7 @@ def get_own_settings(state: dict) -> dict:
     for name, value in state["run"].items():
         if name != "seed" and value != defaults.get(name, value):
             settings[name] = list(value) if isinstance(value, tuple) else value
-    shapes = {name: value.shape for name, value in state["model"].items()}
-    if shapes != {name: value.shape for name, value in ResNet18().state_dict().items()}:
+    if utils.get_shapes(state["model"]) != utils.get_shapes(ResNet18().state_dict()):
         settings["network"] = "not ResNet18"
     return settings
 

@@ -1,6 +1,7 @@
 """Several runs in one figure: which is the best, how far each is, and in what they differ."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,9 +11,10 @@ from helpers import save_run
 
 @pytest.fixture
 def compare(tmp_path, make_config, shown):
-    """Return a function that saves runs, compares them, and returns legends, title and figure.
+    """Return a function that saves runs and compares them.
 
-    It takes the accuracy per epoch of each run, and its settings, by the run's name.
+    It takes the accuracy per epoch of each run, and its settings, by the run's name, and returns
+    the figure, the texts of its legends, and the lines of its title.
     """
 
     def compare(**runs):
@@ -26,7 +28,7 @@ def compare(tmp_path, make_config, shown):
         utils.plot_comparison(folders, make_config())
         figure, title = shown[-1]
         legends = [[text.get_text() for text in a.get_legend().get_texts()] for a in figure.axes]
-        return legends, title.split("\n"), figure
+        return SimpleNamespace(figure=figure, legends=legends, title=title.split("\n"))
 
     return compare
 
@@ -43,29 +45,25 @@ def set_history(folder, accuracies, others):
 
 
 def test_the_best_run_stands_first_by_its_last_epoch(compare):
-    legends, _, figure = compare(
-        early=([90.0, 60.0], {}), best=([50.0, 80.0], {}), middle=([50.0, 70.0], {})
-    )
-    assert legends[0] == ["best: 80.00 %", "middle: 70.00 %", "early: 60.00 %"]
-    assert legends[1] == ["best: 0.2000", "middle: 0.3000", "early: 0.4000"]
-    for axis in figure.axes:
+    drawn = compare(early=([90.0, 60.0], {}), best=([50.0, 80.0], {}), middle=([50.0, 70.0], {}))
+    assert drawn.legends[0] == ["best: 80.00 %", "middle: 70.00 %", "early: 60.00 %"]
+    assert drawn.legends[1] == ["best: 0.2000", "middle: 0.3000", "early: 0.4000"]
+    for axis in drawn.figure.axes:
         assert all([*line.get_xdata()] == [1, 2] for line in axis.lines)
-    assert [*figure.axes[0].lines[-1].get_ydata()] == [90, 60]
-    assert [*figure.axes[1].lines[-1].get_ydata()] == pytest.approx([0.1, 0.4])
+    assert [*drawn.figure.axes[0].lines[-1].get_ydata()] == [90, 60]
+    assert [*drawn.figure.axes[1].lines[-1].get_ydata()] == pytest.approx([0.1, 0.4])
 
 
 def test_a_run_that_is_not_finished_says_so_and_is_drawn_as_far_as_it_is(compare):
-    legends, _, figure = compare(
-        whole=([50.0, 60.0, 70.0], {}), part=([50.0, 65.0], {"epochs": 20})
-    )
-    assert legends[0] == ["whole: 70.00 %", "part (2 of 20 epochs): 65.00 %"]
-    assert [*figure.axes[0].lines[1].get_xdata()] == [1, 2]
-    assert figure.axes[0].get_xlim()[1] < 4, "no wider than the runs are"
+    drawn = compare(whole=([50.0, 60.0, 70.0], {}), part=([50.0, 65.0], {"epochs": 20}))
+    assert drawn.legends[0] == ["whole: 70.00 %", "part (2 of 20 epochs): 65.00 %"]
+    assert [*drawn.figure.axes[0].lines[1].get_xdata()] == [1, 2]
+    assert drawn.figure.axes[0].get_xlim()[1] < 4, "no wider than the runs are"
 
 
 def test_the_same_settings_are_told(compare):
-    _, title, _ = compare(a=([50.0], {}), b=([60.0], {"seed": 0}))
-    assert title[1] == "the same settings"
+    drawn = compare(a=([50.0], {}), b=([60.0], {"seed": 0}))
+    assert drawn.title[1] == "the same settings"
 
 
 @pytest.mark.parametrize(
@@ -83,15 +81,15 @@ def test_the_same_settings_are_told(compare):
     ],
 )
 def test_all_that_differs_is_told_in_the_order_of_the_legend(compare, settings, told):
-    _, title, _ = compare(second=([50.0], {}), first=([60.0], settings))
-    assert " ".join(title[1:]) == told
+    drawn = compare(second=([50.0], {}), first=([60.0], settings))
+    assert " ".join(drawn.title[1:]) == told
 
 
 def test_three_runs_are_told_in_the_order_of_the_legend(compare):
-    _, title, _ = compare(
+    drawn = compare(
         third=([50.0], {"seed": 5}), first=([70.0], {"seed": 6}), second=([60.0], {"seed": 7})
     )
-    assert title[1] == "seed: 6, 7, 5"
+    assert drawn.title[1] == "seed: 6, 7, 5"
 
 
 def test_a_run_that_is_read_from_its_checkpoint_is_no_other(tmp_path, config, shown):
@@ -104,42 +102,42 @@ def test_a_run_that_is_read_from_its_checkpoint_is_no_other(tmp_path, config, sh
 
 def test_a_machine_stands_once_however_many_runs_it_made(compare):
     long = "one NVIDIA GPU with a name that is not short at all"
-    _, title, _ = compare(
+    drawn = compare(
         a=([50.0], {"machine": long}), b=([60.0], {"machine": long}), c=([70.0], {"machine": "N"})
     )
-    assert " ".join(title).count(long) == 1
+    assert " ".join(drawn.title).count(long) == 1
 
 
 def test_many_differences_do_not_run_off_the_figure(compare):
     settings = dict.fromkeys(("momentum", "label_smoothing", "weight_decay"), 0.123456789)
     settings |= {"crop_padding": 2, "cutout_size": 9, "anneal_strategy": "cos", "seed": 123456}
-    _, title, figure = compare(a=([50.0], {}), b=([60.0], settings))
-    assert all(name.replace("_", " ") in " ".join(title) for name in settings)
-    figure.canvas.draw()
-    box = figure._suptitle.get_window_extent()
+    drawn = compare(a=([50.0], {}), b=([60.0], settings))
+    assert all(name.replace("_", " ") in " ".join(drawn.title) for name in settings)
+    drawn.figure.canvas.draw()
+    box = drawn.figure._suptitle.get_window_extent()
     assert box.x0 > 0
-    assert box.x1 < figure.bbox.width
+    assert box.x1 < drawn.figure.bbox.width
 
 
 def test_a_hundred_classes_leave_room_for_the_curves(compare):
     classes = [f"class {i}" for i in range(100)]
     own = {"dataset": "mine", "classes": classes, "image_size": 64, "cutout_size": 40}
-    _, _, figure = compare(a=([50.0], {}), b=([60.0], own))
-    figure.canvas.draw()
-    assert figure.axes[0].get_window_extent().height > 0.5 * figure.bbox.height
+    drawn = compare(a=([50.0], {}), b=([60.0], own))
+    drawn.figure.canvas.draw()
+    assert drawn.figure.axes[0].get_window_extent().height > 0.5 * drawn.figure.bbox.height
 
 
 def test_the_figure_tells_of_their_data_not_of_yours(compare):
-    _, title, _ = compare(a=([50.0], {}), b=([60.0], {}))
-    assert "digits" not in " ".join(title), "though the config is of the quick profile"
+    drawn = compare(a=([50.0], {}), b=([60.0], {}))
+    assert "digits" not in " ".join(drawn.title), "though the config is of the quick profile"
     quick = {"profile": "quick", "dataset": "handwritten digits"}
-    _, title, _ = compare(c=([50.0], {**quick}), d=([60.0], {**quick}))
-    assert "not CIFAR-10" in title[-1]
+    drawn = compare(c=([50.0], {**quick}), d=([60.0], {**quick}))
+    assert "not CIFAR-10" in drawn.title[-1]
 
 
 def test_a_single_epoch_is_seen(compare):
-    _, _, figure = compare(a=([50.0], {}), b=([60.0], {}))
-    assert {line.get_marker() for axis in figure.axes for line in axis.lines} == {"."}
+    drawn = compare(a=([50.0], {}), b=([60.0], {}))
+    assert {line.get_marker() for axis in drawn.figure.axes for line in axis.lines} == {"."}
 
 
 def test_a_folder_without_a_run_is_told(tmp_path, config):

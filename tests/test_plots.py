@@ -1,7 +1,6 @@
 """Figures: what they show, and what they leave as it was; GradCAM on networks of known answer."""
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -402,8 +401,7 @@ def explain(config, shown):
         axes = shown[-1][0].axes
         headings = [axis.get_title() for axis in axes]
         assert "speaks most" in axes[-1].get_xticklabels()[-1].get_text(), "a scale"
-        (scale,) = [axis.collections[-1] for axis in axes[-1:]]
-        assert scale.get_cmap() is utils.HEAT
+        assert axes[-1].collections[-1].get_cmap() is utils.HEAT
         maps = [axis.get_images()[1].get_array() for axis in axes if len(axis.get_images()) > 1]
         return headings, maps
 
@@ -511,20 +509,22 @@ def test_a_network_that_knows_one_size_only_is_measured_with_it():
 
 
 def test_more_answers_than_classes_are_told_by_gallery_and_gradcam(make_config):
-    own = {"dataset": "mine", "classes": "abcd", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    config = make_config("full", **own | {"classes": [*"abcd"]})
+    own = {"dataset": "mine", "classes": [*"abcd"], "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    config = make_config("full", **own)
     model = make_small_model()
     batches = [(torch.randn(40, 3, 32, 32), torch.arange(40) % 4)]
     found = utils.get_misclassified(model, batches)
     assert found.predictions.max() > 3
-    for draw in (utils.plot_misclassified, partial(utils.plot_gradcam, model)):
-        extra = {} if draw is utils.plot_misclassified else {"target_layer": model[0]}
-        with pytest.raises(ValueError, match=r"^There is[^\n]*4 classes\.$"):
-            draw(found, config, **extra)
+    sentence = r"^There is a prediction \d, but predictions must be 0 to 3\.$"
+    with pytest.raises(ValueError, match=sentence):
+        utils.plot_misclassified(found, config)
+    with pytest.raises(ValueError, match=sentence):
+        utils.plot_gradcam(model, found, config, model[0])
 
 
 def test_a_model_without_a_mistake_is_told_by_gallery_and_gradcam(model, config, capsys):
-    nothing = utils.Misclassified(torch.zeros(0, 3, 32, 32), *[torch.zeros(0)] * 5)
+    none = torch.zeros(0, dtype=torch.int64)
+    nothing = utils.Misclassified(torch.zeros(0, 3, 32, 32), none, none, none, none, none)
     utils.plot_misclassified(nothing, config)
     utils.plot_gradcam(model, nothing, config, target_layer=model[0])
     assert capsys.readouterr().out.count("no misclassified images to show") == 2
