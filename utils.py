@@ -86,12 +86,12 @@ PROFILES = {
 }
 
 # To add a fourth, write one line here and two in get_optimizer.
-# start_lr: where the LR finder begins. peak: its answer, as a multiple of the rate at which the
-# loss was lowest. (How we found these numbers: benchmarks/README.md.)
+# start_lr: where the LR finder begins. peak_factor: its answer is so many times the rate at which
+# the loss was lowest. (How we found these numbers: benchmarks/README.md.)
 OPTIMIZERS = {
-    "muon": {"weight_decay": 5e-4, "start_lr": 1e-3, "peak": 2},
-    "sgd": {"weight_decay": 5e-4, "start_lr": 1e-3, "peak": 3},
-    "adamw": {"weight_decay": 0.05, "start_lr": 1e-5, "peak": 2},
+    "muon": {"weight_decay": 5e-4, "start_lr": 1e-3, "peak_factor": 2},
+    "sgd": {"weight_decay": 5e-4, "start_lr": 1e-3, "peak_factor": 3},
+    "adamw": {"weight_decay": 0.05, "start_lr": 1e-5, "peak_factor": 2},
 }
 
 
@@ -200,8 +200,9 @@ def get_caveat(run: dict) -> str:
 def get_config(profile: str | None = None, **overrides) -> Config:
     """Choose a profile, apply overrides, look at what lies in output_dir, and seed PyTorch.
     profile: "full" (CIFAR-10) or "quick" (scikit-learn's digits); without it, S11_PROFILE
-    decides, or whether there is a GPU. overrides: fields of Config; None means the profile's
-    own value. A dataset of ours brings its classes, mean and std; an optimizer, its weight decay.
+    decides, or whether there is a GPU.
+    overrides: fields of Config; None means the profile's own value.
+    A dataset of ours brings its classes, mean and std; an optimizer, its weight decay.
     S11_DATA_DIR and S11_OUTPUT_DIR move the two folders. Raises ValueError for a bad value, and
     if another run lies in output_dir."""
     overrides = {name: value for name, value in overrides.items() if value is not None}
@@ -212,6 +213,8 @@ def get_config(profile: str | None = None, **overrides) -> Config:
         raise ValueError(f"There is no profile {profile!r}: choose 'full' or 'quick'.")
 
     settings = {
+        "dataset": Config.dataset,
+        "optimizer": Config.optimizer,
         "data_dir": read_variable("S11_DATA_DIR") or "data",
         "output_dir": read_variable("S11_OUTPUT_DIR") or f"outputs/{profile}",
         **PROFILES[profile],
@@ -219,32 +222,37 @@ def get_config(profile: str | None = None, **overrides) -> Config:
         "profile": profile,
         "device": device,
     }
-    dataset = settings.get("dataset", Config.dataset)
+    dataset = settings["dataset"]
     if dataset in DATASETS:
         settings = {**DATASETS[dataset], **settings}
     elif not {"classes", "mean", "std"} <= settings.keys():
         raise ValueError(f"{dataset!r} is your own dataset: give its classes, mean and std, too.")
     else:
         settings["train_images"] = overrides.get("train_images")  # not the quick profile's
-    optimizer = settings.get("optimizer", Config.optimizer)
-    if optimizer in tuple(OPTIMIZERS):
-        settings.setdefault("weight_decay", OPTIMIZERS[optimizer]["weight_decay"])
+    if settings["optimizer"] in OPTIMIZERS:
+        settings.setdefault("weight_decay", OPTIMIZERS[settings["optimizer"]]["weight_decay"])
 
-    for name in ("data_dir", "output_dir"):
-        settings[name] = find_folder(settings[name])
-    if isinstance(settings["classes"], dict):  # torchvision's class_to_idx
-        settings["classes"] = list(settings["classes"])
-    for name in ("classes", "mean", "std"):
-        settings[name] = tuple(np.ravel(settings[name]).tolist())
-    for name, value in settings.items():
-        if isinstance(value, np.generic):  # a checkpoint with NumPy's numbers would not load
-            settings[name] = value.item()
-
-    config = Config(**settings)
+    config = Config(**to_plain(settings))
     refuse_other_run(get_settings(config), read_run(config.output_dir), config)
     torch.manual_seed(config.seed)
     announce(config)
     return config
+
+
+def to_plain(settings: dict) -> dict:
+    """Return settings as absolute paths, tuples and Python's own numbers: others would be
+    refused where a checkpoint is loaded."""
+    plain = dict(settings)
+    for name in ("data_dir", "output_dir"):
+        plain[name] = prepare_folder(plain[name])
+    if isinstance(plain["classes"], dict):  # torchvision's class_to_idx
+        plain["classes"] = list(plain["classes"])
+    for name in ("classes", "mean", "std"):
+        plain[name] = tuple(np.ravel(plain[name]).tolist())  # of a list, an array or a tensor
+    for name, value in plain.items():
+        if isinstance(value, np.generic):
+            plain[name] = value.item()
+    return plain
 
 
 def announce(config: Config):
@@ -264,13 +272,15 @@ def announce(config: Config):
     print(f"{what}, on {describe_machine(config)}")
 
     saved = read_run(config.output_dir)
-    if saved is None or not config.resume or not (config.output_dir / "checkpoint.pt").exists():
+    if saved is None or not goes_on(config):
         return
     done = len(saved["history"]["seconds"])
     if done < config.epochs:
         print(f"{done} of {config.epochs} epochs are done: training goes on with epoch {done + 1}.")
     else:
-        print(f"This run is finished: it lies in {shorten(config.output_dir)}, and is loaded.")
+        print(
+            f"This run is finished: it lies in {describe_path(config.output_dir)}, and is loaded."
+        )
         print("To train again, choose another output_dir or resume=False.")
 
 
@@ -284,7 +294,7 @@ def read_variable(name: str) -> str:
     return clean(os.environ.get(name, ""))
 
 
-def find_folder(path: str | Path) -> Path:
+def prepare_folder(path: str | Path) -> Path:
     """Return a folder's absolute path, ~ filled in; Google Drive is mounted if need be."""
     path = Path(clean(path)).expanduser().absolute()
     drive = re.match(r"/content/g?drive(?=/|$)", path.as_posix())
@@ -299,7 +309,7 @@ def find_folder(path: str | Path) -> Path:
     return path
 
 
-def shorten(path: Path) -> str:
+def describe_path(path: Path) -> str:
     """Return a path as seen from here or from home, so that saved outputs name no user."""
     if path.is_relative_to(Path.cwd()):
         return str(path.relative_to(Path.cwd()))
@@ -313,24 +323,17 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     this PyTorch can use. Raises ValueError for a name that it does not know or cannot use."""
     if name is not None:
         try:
-            torch.zeros(1, device=name)
+            return torch.zeros(1, device=name).device
         except Exception as error:  # each kind of device raises its own
             reason = str(error).partition("\n")[0]
             raise ValueError(f"device {str(name)!r} cannot be used: {reason}") from None
-        return torch.device(name)
-    problem = None
     with warnings.catch_warnings(record=True) as caught:  # of an old driver
         warnings.simplefilter("always")
-        if torch.accelerator.is_available():
-            device = torch.accelerator.current_accelerator()
-            try:  # a GPU may be there, and know none of this PyTorch's machine code
-                torch.ones(8, device=device).sum().item()
-            except Exception as error:  # each kind of device raises its own
-                problem = error
-            else:
-                if device.type == "cuda" and torch.cuda.device_count() > 1:
-                    print(f"There are {torch.cuda.device_count()} GPUs: one of them is used.")
-                return device
+        device, problem = find_accelerator()
+    if device is not None:
+        if device.type == "cuda" and torch.cuda.device_count() > 1:
+            print(f"There are {torch.cuda.device_count()} GPUs: one of them is used.")
+        return device
     reasons = [problem] if problem else [w.message for w in caught if "CUDA" in str(w.message)]
     if reasons:
         reason = str(reasons[0]).partition("\n")[0] or repr(reasons[0])
@@ -338,6 +341,19 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
         print("On Kaggle, choose Settings > Accelerator > GPU T4 x2. On your own machine, update")
         print("the driver, or install the PyTorch that pytorch.org offers for it. The CPU is used.")
     return torch.device("cpu")
+
+
+def find_accelerator() -> tuple[torch.device | None, Exception | None]:
+    """Return the accelerator, if there is one that computes, and what it raised if it does not."""
+    if not torch.accelerator.is_available():
+        return None, None
+    device = torch.accelerator.current_accelerator()
+    try:  # a GPU may be there, and know none of this PyTorch's machine code
+        ones = torch.ones(8, device=device)
+        ones.sum().item()
+    except Exception as error:  # each kind of device raises its own
+        return None, error
+    return ones.device, None
 
 
 def get_autocast(device: torch.device, precision: str | None = None) -> dict:
@@ -355,6 +371,31 @@ def get_scaler(config: Config) -> torch.amp.GradScaler:
     """Return the loss scaler for float16; its default of 65536 would skip the first steps."""
     enabled = get_autocast(config.device, config.precision)["dtype"] == torch.float16
     return torch.amp.GradScaler(config.device.type, init_scale=1024, enabled=enabled)
+
+
+def get_random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the random numbers that a run on this device draws, by kind."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def set_random_states(states: dict[str, Tensor], device: torch.device):
+    """Set random states; those of another kind of device than this one are left out."""
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu" and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
+
+
+@contextmanager
+def keep_random_state(device: torch.device):
+    """Let random numbers go on afterwards as if none had been drawn."""
+    states = get_random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(states, device)
 
 
 def describe_machine(config: Config) -> str:
@@ -406,11 +447,16 @@ class RandomCrop:
     def __call__(self, images: Tensor) -> Tensor:
         n = len(images)
         device = images.device
+        # Reflection pads no whole numbers.
         padded = F.pad(images.float(), [self.padding] * 4, mode="reflect").to(images.dtype)
-        windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1).permute(0, 2, 3, 4, 5, 1)
+        # Views of all windows, without a copy: (N, C, tops, lefts, size, size)
+        windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        windows = windows.permute(0, 2, 3, 4, 5, 1)  # (N, tops, lefts, size, size, C)
         top = torch.randint(windows.size(1), (n,), device=device)
         left = torch.randint(windows.size(2), (n,), device=device)
-        return windows[torch.arange(n, device=device), top, left].permute(0, 3, 1, 2)
+        image = torch.arange(n, device=device)
+        cropped = windows[image, top, left]  # (N, size, size, C)
+        return cropped.permute(0, 3, 1, 2)
 
 
 class RandomHorizontalFlip:
@@ -479,12 +525,12 @@ class DeviceDataset(Dataset):
     Subset of it, needs collate_fn=tuple. The dataset knows the config that it was made with."""
 
     def __init__(self, images, labels, transform: Callable, config: Config):
+        labels = torch.as_tensor(labels)
+        check_labels(labels, config)
         self.images = torch.as_tensor(images, device=config.device)
-        self.labels = torch.as_tensor(labels)
-        check_labels(self.labels, config)
-        self.labels = self.labels.to(config.device, torch.int64)
+        self.labels = labels.to(config.device, torch.int64)
         self.transform = transform
-        self.config = config
+        self.made_with = config
         shape = (len(self.labels), config.image_size, config.image_size, 3)
         if self.images.dtype != torch.uint8 or self.images.shape != shape:
             raise ValueError(
@@ -496,6 +542,7 @@ class DeviceDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        # A range knows what -1 means, and raises IndexError beyond the end.
         images, labels = self.__getitems__([range(len(self))[index]])
         return images[0], labels[0]
 
@@ -519,14 +566,16 @@ def check_labels(labels: Tensor, config: Config | None, kind: str = "label"):
 
 
 def make_loader(images, labels, transform: Callable, config: Config, shuffle=False) -> DataLoader:
-    """Return a loader of uint8 images (N, H, W, 3) and labels (N,), kept on the device."""
+    """Return a loader of uint8 images (N, H, W, 3) and labels (N,), kept on the device.
+    Raises ValueError as DeviceDataset does."""
     dataset = DeviceDataset(images, labels, transform, config)
     # The dataset's answer is a batch already: tuple, which collates nothing, passes it on.
     return DataLoader(dataset, config.batch_size, shuffle=shuffle, collate_fn=tuple)
 
 
 def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
-    """Return the training loader, shuffled and augmented, and the test loader, neither."""
+    """Return the training loader, shuffled and augmented, and the test loader, neither.
+    Raises ValueError for a dataset that is not ours, or batches larger than it."""
     if config.dataset == "CIFAR-10":
         train_data, test_data = load_cifar10(config)
     elif config.dataset == "handwritten digits":
@@ -548,81 +597,6 @@ def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
     return train_loader, test_loader
 
 
-def get_sources(loader) -> list:
-    """Return a loader's datasets, below what selects from them or joins them."""
-    if hasattr(loader, "datasets"):
-        return [source for part in loader.datasets for source in get_sources(part)]
-    return get_sources(loader.dataset) if hasattr(loader, "dataset") else [loader]
-
-
-def get_made_with(loader) -> Config | None:
-    """Return the config that a loader of ours was made with; None for other loaders."""
-    return getattr(get_sources(loader)[0], "config", None)
-
-
-def get_cutouts(loader) -> list:
-    """Return every CutOut in a loader's transforms, however deep in torchvision's Compose."""
-    transforms = [getattr(source, "transform", None) for source in get_sources(loader)]
-    found = []
-    while transforms:
-        transform = transforms.pop()
-        transforms += getattr(transform, "transforms", [])
-        if hasattr(transform, "enabled"):  # not by its class, which importlib.reload makes anew
-            found.append(transform)
-    return found
-
-
-def check_same_data(made_with: Config | None, config: Config):
-    """Raise ValueError if loaders were made with settings that have changed since."""
-    if made_with is None:
-        return
-    names = ("dataset", "classes", "mean", "std", "image_size", "train_images")
-    for name in (*names, "batch_size", "crop_padding", "cutout_size", "precision"):
-        old = getattr(made_with, name)
-        new = getattr(config, name)
-        if old != new:
-            raise ValueError(
-                f"{name} was {old} when the loaders were made, and is {new} now: "
-                "run the cell that makes them again, and those below."
-            )
-
-
-def check_loader(loader, config: Config) -> Tensor:
-    """Return the labels of a first batch; ValueError if training cannot use the loader, or if
-    settings have changed since it was made."""
-    check_same_data(get_made_with(loader), config)
-    with keep_random_state(config.device):
-        batches = iter(loader)
-        if batches is loader or not hasattr(loader, "__len__"):
-            raise ValueError("The loader can be read once only, or has no length: use DataLoader.")
-        batch = next(batches, None)
-    is_pair = isinstance(batch, tuple | list) and len(batch) == 2
-    if not is_pair or not all(isinstance(part, Tensor) for part in batch):
-        raise ValueError("Each batch of the loader must be two tensors: images and labels.")
-    check_labels(batch[1], config)
-    return batch[1]
-
-
-def check_for_testing(loader):
-    """Raise ValueError if a loader augments its images: it must be the training images'."""
-    if get_cutouts(loader):
-        raise ValueError(
-            "This loader augments its images, as in training: hand over the one for testing."
-        )
-
-
-def tell_order(loader, labels: Tensor):
-    """Tell, once, if a loader gives images class by class, as its first labels show."""
-    classes = len(labels.unique())
-    in_blocks = len(labels.unique_consecutive()) == classes and len(labels) >= 16 * classes
-    sampler = getattr(loader, "sampler", None)
-    is_shuffled = sampler is not None and not isinstance(sampler, SequentialSampler)
-    if in_blocks and not is_shuffled and len(loader) > 1 and not hasattr(loader, "order_is_told"):
-        print("The training images come class by class, which teaches little: use shuffle=True.")
-        with suppress(AttributeError):  # a list holds no note
-            loader.order_is_told = True
-
-
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 CIFAR10_MIRRORS = (  # of one file; the original last, since it takes most of an hour
@@ -635,7 +609,8 @@ NETWORK_TIMEOUT = 20  # seconds, after which a silent server is left for the nex
 
 
 def load_cifar10(config: Config):
-    """Return (images, labels) for training and for testing, downloaded if need be."""
+    """Return images, uint8 (N, 32, 32, 3), and labels (N,) for training and for testing,
+    downloaded if need be. Raises FileNotFoundError if no server has them."""
     load = partial(torchvision.datasets.CIFAR10, config.data_dir)
     try:
         parts = load(train=True), load(train=False)
@@ -672,7 +647,8 @@ def download_cifar10(data_dir: Path):
 
 
 def load_digits():
-    """Return scikit-learn's 8 x 8 digits as 32 x 32 RGB images, a fifth for testing."""
+    """Return scikit-learn's 8 x 8 digits as RGB images, uint8 (N, 32, 32, 3), and labels (N,)
+    for training, and a fifth of them for testing."""
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = torch.tensor(pixels * (255 / 16), dtype=torch.float32).view(-1, 1, 8, 8)
     images = F.interpolate(images, size=(32, 32), mode="bilinear").to(torch.uint8)
@@ -680,6 +656,96 @@ def load_digits():
     split = partial(model_selection.train_test_split, test_size=0.2, stratify=labels)
     train_images, test_images, train_labels, test_labels = split(images, labels, random_state=0)
     return (train_images, train_labels), (test_images, test_labels)
+
+
+def get_sources(loader) -> list:
+    """Return a loader's datasets, below what selects from them or joins them."""
+    if hasattr(loader, "datasets"):
+        return [source for part in loader.datasets for source in get_sources(part)]
+    return get_sources(loader.dataset) if hasattr(loader, "dataset") else [loader]
+
+
+def get_made_with(loader) -> Config | None:
+    """Return the config that a loader of ours was made with; None for other loaders."""
+    return getattr(get_sources(loader)[0], "made_with", None)
+
+
+def get_cutouts(loader) -> list:
+    """Return every CutOut in a loader's transforms, however deep in torchvision's Compose."""
+    transforms = [getattr(source, "transform", None) for source in get_sources(loader)]
+    found = []
+    while transforms:
+        transform = transforms.pop()
+        transforms += getattr(transform, "transforms", [])
+        if hasattr(transform, "enabled"):  # not by its class, which importlib.reload makes anew
+            found.append(transform)
+    return found
+
+
+def check_same_data(made_with: Config | None, config: Config):
+    """Raise ValueError if loaders were made with settings that have changed since."""
+    if made_with is None:
+        return
+    names = (
+        "dataset",
+        "classes",
+        "mean",
+        "std",
+        "image_size",
+        "train_images",
+        "batch_size",
+        "crop_padding",
+        "cutout_size",
+        "precision",
+    )
+    for name in names:
+        old = getattr(made_with, name)
+        new = getattr(config, name)
+        if old != new:
+            raise ValueError(
+                f"{name} was {old} when the loaders were made, and is {new} now: "
+                "run the cell that makes them again, and those below."
+            )
+
+
+def check_loader(loader, config: Config) -> Tensor:
+    """Return the labels of a first batch; ValueError if training cannot use the loader, or if
+    settings have changed since it was made."""
+    check_same_data(get_made_with(loader), config)
+    with keep_random_state(config.device):  # a DataLoader draws a number to begin
+        batches = iter(loader)
+        if batches is loader or not hasattr(loader, "__len__"):
+            raise ValueError("The loader can be read once only, or has no length: use DataLoader.")
+        batch = next(batches, None)
+    is_pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not is_pair or not all(isinstance(part, Tensor) for part in batch):
+        raise ValueError("Each batch of the loader must be two tensors: images and labels.")
+    check_labels(batch[1], config)
+    return batch[1]
+
+
+def check_for_testing(loader):
+    """Raise ValueError for a loader with our CutOut: it must be the training images'."""
+    if get_cutouts(loader):
+        raise ValueError(
+            "This loader augments its images, as in training: hand over the one for testing."
+        )
+
+
+def tell_order(loader, labels: Tensor):
+    """Tell, once, if a loader gives images class by class, as its first labels show."""
+    classes = len(labels.unique())
+    blocks = len(labels.unique_consecutive())
+    if blocks > classes or len(labels) < 16 * classes or len(loader) == 1:
+        return  # mixed, or too few to tell
+    sampler = getattr(loader, "sampler", None)
+    if sampler is not None and not isinstance(sampler, SequentialSampler):
+        return  # shuffled: next time, the order is another one
+    if hasattr(loader, "order_is_told"):
+        return
+    print("The training images come class by class, which teaches little: use shuffle=True.")
+    with suppress(AttributeError):  # a list holds no note
+        loader.order_is_told = True
 
 
 # --- 3. Model -------------------------------------------------------------------------------
@@ -691,8 +757,9 @@ def get_memory_format(images: Tensor) -> torch.memory_format:
 
 
 def forward(model: nn.Module, images: Tensor, precision: str | None = None) -> Tensor:
-    """Return the logits of normalised images (N, C, H, W), float32, computed where the model lies.
-    Raises ValueError for images that are whole numbers: they were not normalised."""
+    """Return the logits, float32 (N, num_classes), of normalised images (N, C, H, W), computed
+    where the model lies. Raises ValueError for images that are whole numbers, since they were not
+    normalised, and for a model that returns anything but one tensor."""
     if not images.is_floating_point():
         raise ValueError(f"The images are {images.dtype}: normalise them, as get_transforms does.")
     device = next(model.parameters()).device
@@ -727,9 +794,10 @@ def keep_state(model: nn.Module):
         with keep_modes(model):
             yield
     finally:
-        model.load_state_dict(state, strict=False)  # all the same: it was the model's own
+        # Buffers that a layer has made in its first pass are in neither of the two.
+        model.load_state_dict(state, strict=False)
         for name, buffer in model.named_buffers():  # also those that are not persistent
-            if name in buffers:  # others were made in the first pass
+            if name in buffers:
                 buffer.copy_(buffers[name])
         model.zero_grad()
 
@@ -738,8 +806,9 @@ def keep_state(model: nn.Module):
 def predict(model: nn.Module, loader: Iterable, precision=None) -> tuple[Tensor, Tensor]:
     """Return logits, float32 (N, num_classes), and labels (N,) in the loader's order.
     precision: "float32", or None for that of the loader's config. Raises FloatingPointError
-    for logits that are infinite or NaN, and ValueError if they are not one for each class."""
-    config = get_made_with(loader)
+    for logits that are infinite or NaN, and ValueError for labels that are no whole numbers, and
+    where the loader's config tells the classes, if logits or labels are not of these."""
+    config = get_made_with(loader)  # None for a loader of your own, or a list of batches
     if config:
         precision = precision or config.precision
     logits = []
@@ -761,6 +830,13 @@ def predict(model: nn.Module, loader: Iterable, precision=None) -> tuple[Tensor,
             + explain_overflow(logits.device, precision)
         )
     return logits, labels
+
+
+def predict_images(model: nn.Module, images: Tensor, precision: str | None = None) -> Tensor:
+    """Return the logits, float32 (N, num_classes), of normalised images (N, 3, H, W)."""
+    no_labels = torch.zeros(len(images), dtype=torch.int64)
+    logits, _ = predict(model, [(images, no_labels)], precision)
+    return logits
 
 
 def check_outputs(logits: Tensor, config: Config):
@@ -801,11 +877,13 @@ def get_map_size(model: nn.Module, layer: nn.Module, image_size=32) -> tuple[int
     image_size: of the image that passes, in pixels; or (height, width)."""
     if not isinstance(layer, nn.Module):
         raise ValueError(f"{layer!r} is no layer: name one, such as model.layer3[-1].")
-    height, width = np.broadcast_to(image_size, 2).tolist()
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
+    height, width = image_size
     image = torch.zeros(1, 3, height, width)
     outputs = []
     with layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
-        predict(model, [(image, torch.zeros(1, dtype=torch.int64))])
+        predict_images(model, image, "float32")  # as GradCAM does
     shapes = [tuple(getattr(output, "shape", ())) for output in outputs]
     is_square = height == width  # which makes square maps, unless they are (N, H, W, C)
     if len(shapes) != 1 or len(shapes[0]) != 4 or (is_square and shapes[0][2] != shapes[0][3]):
@@ -842,25 +920,35 @@ class MuonSGD(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                    state["norm"] = p.norm()
-                norm = state["norm"]
-                gradient = p.grad.add(p, alpha=group["weight_decay"])
-                state["momentum"].mul_(group["momentum"]).add_(gradient)
-                step = gradient.add(state["momentum"], alpha=group["momentum"])
+                update = self.add_momentum(p, group)
                 if group["orthogonal"]:
-                    step = orthogonalize(step.flatten(1), self.precision).view_as(p)
-                    # Filters that came as zeros have no norm to keep.
-                    step *= torch.where(norm > 0, norm / len(p) ** 0.5, 1)
-                p.sub_(step, alpha=group["lr"])
-                if group["orthogonal"]:
-                    p.mul_(torch.where(norm > 0, norm / p.norm(), 1))
+                    self.turn(p, update, group["lr"])
+                else:
+                    p.sub_(update, alpha=group["lr"])
+
+    def add_momentum(self, p: Tensor, group: dict) -> Tensor:
+        """Return a parameter's gradient with weight decay and Nesterov momentum."""
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+            state["norm"] = p.norm()
+        gradient = p.grad.add(p, alpha=group["weight_decay"])
+        state["momentum"].mul_(group["momentum"]).add_(gradient)
+        return gradient.add(state["momentum"], alpha=group["momentum"])
+
+    def turn(self, filters: Tensor, update: Tensor, lr: float):
+        """Take an orthogonal step of lr times the norm of the filters, and restore this norm."""
+        norm = self.state[filters]["norm"]
+        has_norm = norm > 0  # filters that came as zeros have none to keep
+        step = orthogonalize(update.flatten(1), self.precision).view_as(filters)
+        step *= torch.where(has_norm, norm / len(filters) ** 0.5, 1)
+        filters.sub_(step, alpha=lr)
+        filters.mul_(torch.where(has_norm, norm / filters.norm(), 1))
 
 
 def orthogonalize(matrix: Tensor, precision: str | None = None) -> Tensor:
-    """Bring a matrix's singular values towards 1: Muon's Newton-Schulz iteration, thrice."""
+    """Bring the singular values of a matrix (rows, columns) towards 1: Muon's Newton-Schulz
+    iteration, thrice. Any floating dtype; a matrix of zeros stays one."""
     a, b, c = 3.4445, -4.7750, 2.0315
     X = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
     X = X / (X.norm() + 1e-7)  # so that no singular value is above 1
@@ -873,33 +961,58 @@ def orthogonalize(matrix: Tensor, precision: str | None = None) -> Tensor:
 
 
 def get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Optimizer:
-    """Return the optimizer that config.optimizer names; another one gets its line here, too."""
+    """Return the optimizer that config.optimizer names."""
     filters = set()
     if config.optimizer == "muon":
-        convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
-        filters = {m.weight for m in model.modules() if isinstance(m, convolutions)}
+        filters = get_filters(model)
     rest = [p for p in model.parameters() if p not in filters]
     groups = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim <= 1]},  # biases, and what BatchNorm scales with
     ]
+    if config.optimizer == "muon":
+        in_order = [p for p in model.parameters() if p in filters]
+        groups.append({"params": in_order, "orthogonal": True})
+        return MuonSGD(groups, lr, config.momentum, precision=config.precision)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.momentum > 0)
-    if config.optimizer == "adamw":
+    if config.optimizer == "adamw":  # its own default would decay the second group, too
         return torch.optim.AdamW(groups, lr, (config.momentum, 0.999), weight_decay=0)
-    groups.append({"params": [p for p in model.parameters() if p in filters], "orthogonal": True})
-    return MuonSGD(groups, lr, config.momentum, precision=config.precision)
+
+
+def get_filters(model: nn.Module) -> set[nn.Parameter]:
+    """Return the weights of all convolutions."""
+    convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
+    return {module.weight for module in model.modules() if isinstance(module, convolutions)}
 
 
 # --- 5. Training ----------------------------------------------------------------------------
+# What is kept of a training has three sizes:
+#     run      settings, network and number of steps, by which it is recognised
+#     record   its run, its history and more, as in history.json
+#     state    its record, the state of each of its parts, and random states, as in checkpoint.pt
+RECORD = (
+    "run",
+    "max_lr",
+    "trained_before",  # whether the model was trained before this run began
+    "history",
+    "stamp",  # of the last save: another run in the same folder has another one
+    "machine",
+    "commit",
+)
+HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
+
+
 def compute_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """Return the mean cross-entropy with label smoothing."""
+    """Return the mean cross-entropy, with label smoothing, of logits (N, num_classes), float32,
+    and labels (N,), int64."""
     check_outputs(logits, config)
     return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
 
 
 def train_step(model: nn.Module, images, labels, optimizer, scaler, config: Config) -> tuple:
-    """Change the weights once; return the loss and the logits as they were before."""
+    """Change the weights once; return the loss and the logits (N, num_classes) as they were
+    before. images: normalised (N, 3, H, W); labels: int64 (N,), on the model's device."""
     logits = forward(model, images, config.precision)
     loss = compute_loss(logits, labels, config)
     optimizer.zero_grad()
@@ -913,8 +1026,8 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
     """Train for one epoch; step the scheduler after every batch.
     Returns the mean cross-entropy per image (without label smoothing, so that it compares
     with the test loss), the accuracy in %, both of the augmented images as they passed, and
-    the learning rate of every step. Raises FloatingPointError if the loss became infinite or
-    NaN."""
+    the learning rate of every step. Steps that float16 made too large count for the accuracy
+    only. Raises FloatingPointError if the loss became infinite or NaN."""
     losses = []
     sizes = []
     lrs = []
@@ -937,26 +1050,34 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
             sizes.append(len(labels))
             bar.update()
         losses = torch.stack(losses).tolist()
-        is_bad = [not math.isfinite(loss) for loss in losses]
-        # In float16, the scaler skips a step that overflowed, and the next ones go on.
-        if any(is_bad) and (is_bad[-1] or not scaler.is_enabled()):
-            step = is_bad.index(True)
-            raise FloatingPointError(
-                f"The loss became {losses[step]} in step {step + 1} of this epoch: check the "
-                "images, or train a new model with a smaller max_lr and resume=False"
-                + explain_overflow(config.device, config.precision)
-            )
-        if any(is_bad):
-            print(f"{sum(is_bad)} steps were too large for float16, and were skipped.")
-        seen = sum(size for size, bad in zip(sizes, is_bad, strict=True) if not bad)
-        loss = math.fsum(loss for loss in losses if math.isfinite(loss)) / seen
+        check_losses(losses, scaler, config)
+        seen = [size for size, loss in zip(sizes, losses, strict=True) if math.isfinite(loss)]
+        loss = math.fsum(loss for loss in losses if math.isfinite(loss)) / sum(seen)
         accuracy = 100 * correct.item() / sum(sizes)
         bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
     return loss, accuracy, lrs
 
 
+def check_losses(losses: list[float], scaler: torch.amp.GradScaler, config: Config):
+    """Raise FloatingPointError if training has diverged. In float16, the scaler skips a step
+    that overflowed and the next ones go on: this is only told."""
+    is_bad = [not math.isfinite(loss) for loss in losses]
+    if not any(is_bad):
+        return
+    if scaler.is_enabled() and not is_bad[-1]:
+        print(f"{sum(is_bad)} steps were too large for float16, and were skipped.")
+        return
+    step = is_bad.index(True)
+    raise FloatingPointError(
+        f"The loss became {losses[step]} in step {step + 1} of this epoch: check the "
+        "images, or train a new model with a smaller max_lr and resume=False"
+        + explain_overflow(config.device, config.precision)
+    )
+
+
 def test(model: nn.Module, test_loader: Iterable, precision=None) -> tuple[float, float]:
-    """Evaluate in one pass; return the mean cross-entropy per image and the accuracy in %."""
+    """Evaluate in one pass; return the mean cross-entropy per image and the accuracy in %.
+    precision, and what is raised: as in predict."""
     logits, labels = predict(model, test_loader, precision)
     loss = F.cross_entropy(logits, labels).item()
     correct = (logits.argmax(1) == labels).sum().item()
@@ -969,22 +1090,24 @@ def print_test(loss: float, correct: int, n: int):
     print(f"Test set: Average loss: {loss:.4f}, Accuracy: {correct}/{n} ({100 * correct / n:.2f}%)")
 
 
-def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, config) -> dict:
+def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: Config) -> dict:
     """Train with the 1cycle policy (Smith & Topin, 2017, arXiv:1708.07120), and test every
     epoch. The last config.cutout_free_fraction of the epochs, rounded down, have no CutOut.
     Every epoch ends with checkpoint.pt and history.json in config.output_dir, where the next
     call goes on if config.resume. The last one ends with model.pt, too: the weights alone.
     Returns the history: train_loss, train_accuracy, test_loss, test_accuracy and seconds
     (training) per epoch, lr per step; losses are means over images, accuracies in %.
-    Raises ValueError for a bad max_lr, loader, model or checkpoint, and RuntimeError if
-    another run has written there meanwhile. A run that has lost its checkpoint.pt is renamed."""
-    max_lr = float(max_lr or 0)
-    if not 0 < max_lr < math.inf:
+    A run that has lost its checkpoint.pt is renamed.
+    Raises ValueError for a bad max_lr, loader, model or checkpoint, FloatingPointError if the
+    loss became infinite or NaN, and RuntimeError if another run has written there meanwhile."""
+    if max_lr is None or not 0 < max_lr < math.inf:
         raise ValueError(f"max_lr is {max_lr}, but must be a number above 0.")
+    max_lr = float(max_lr)
     check_start(model, train_loader, config)
     check_loader(test_loader, config)
     check_for_testing(test_loader)
-    if not config.resume or not (config.output_dir / "checkpoint.pt").exists():
+    resumes = goes_on(config)
+    if not resumes:
         retire_run(config.output_dir)
     torch.manual_seed(config.seed)
     if config.device.type == "cuda":
@@ -996,17 +1119,11 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     scaler = get_scaler(config)
     parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "model": model}
     run = describe_run(model, train_loader, config)
-    record = load_checkpoint(parts, run, config)
-    if record is None:
-        record = {
-            "run": run,
-            "max_lr": max_lr,
-            "trained_before": getattr(model, "was_trained", False),
-            "history": {name: [] for name in HISTORY},
-            "stamp": None,  # each save gets another one
-        }
-    else:
+    if resumes:
+        record = load_checkpoint(parts, run, config)
         print_log(record, max_lr, test_loader, config)
+    else:
+        record = start_record(run, max_lr, model)
     note_machine(record, config)
 
     history = record["history"]
@@ -1043,6 +1160,44 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr: float, co
     return History(history, config)
 
 
+def start_record(run: dict, max_lr: float, model: nn.Module) -> dict:
+    """Return the record of a run that begins."""
+    return {
+        "run": run,
+        "max_lr": max_lr,
+        "trained_before": getattr(model, "was_trained", False),
+        "history": {name: [] for name in HISTORY},
+        "stamp": None,
+    }
+
+
+def goes_on(config: Config) -> bool:
+    """Return whether training goes on from a checkpoint in output_dir."""
+    return config.resume and (config.output_dir / "checkpoint.pt").exists()
+
+
+def check_start(model: nn.Module, train_loader, config: Config):
+    """Raise ValueError if model, loader and folder do not fit together; tell if the order of the
+    images is a bad one, or if the model was trained before."""
+    device = next(model.parameters()).device
+    if device != config.device:
+        raise ValueError(f"The model is on {device}: put it on {config.device} by model.to(...).")
+    labels = check_loader(train_loader, config)
+    tell_order(train_loader, labels)
+    persists = getattr(train_loader, "persistent_workers", False)
+    if persists and config.cutout_free_fraction and get_cutouts(train_loader):
+        raise ValueError(
+            "Workers that persist do not see that CutOut ends for the last epochs: "
+            "leave out persistent_workers=True, or set cutout_free_fraction=0."
+        )
+    if goes_on(config):
+        run = describe_run(model, train_loader, config)
+        refuse_other_run(run, read_run(config.output_dir), config)
+    elif getattr(model, "was_trained", False):
+        print("This model was trained before, and is trained on from there. For a fresh one, run")
+        print("the cell that makes the model, and then this one.")
+
+
 def get_scheduler(optimizer, max_lr: float, steps: int, config: Config):
     """Return the schedule that climbs to max_lr and comes down to almost zero in all the steps."""
     return torch.optim.lr_scheduler.OneCycleLR(
@@ -1063,8 +1218,6 @@ def get_cutout_end(config: Config) -> int:
 
 
 # --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------
-HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
-RECORD = ("run", "max_lr", "trained_before", "history", "stamp", "machine", "commit")
 
 
 class History(dict):
@@ -1094,34 +1247,13 @@ def describe_run(model: nn.Module, train_loader, config: Config) -> dict:
     }
 
 
-def check_start(model: nn.Module, train_loader, config: Config) -> dict | None:
-    """Check all that training starts from, and return the record of the run that it goes on with.
-    Raises ValueError for what does not fit together; tells if the model was trained before."""
-    device = next(model.parameters()).device
-    if device.type != config.device.type:
-        raise ValueError(f"The model is on {device}: put it on {config.device} by model.to(...).")
-    tell_order(train_loader, check_loader(train_loader, config))
-    persists = getattr(train_loader, "persistent_workers", False)
-    if persists and config.cutout_free_fraction and get_cutouts(train_loader):
-        raise ValueError(
-            "Workers that persist do not see that CutOut ends for the last epochs: "
-            "leave out persistent_workers=True, or set cutout_free_fraction=0."
-        )
-    if config.resume and (config.output_dir / "checkpoint.pt").exists():
-        saved = read_run(config.output_dir)
-        refuse_other_run(describe_run(model, train_loader, config), saved, config)
-        return saved
-    if getattr(model, "was_trained", False):
-        print("This model was trained before, and is trained on from there. For a fresh one, run")
-        print("the cell that makes the model, and then this one.")
-    return None
-
-
 def note_machine(record: dict, config: Config):
     """Note the machine and the code of a run; one that went on elsewhere names all of them."""
     for name, now in {"machine": describe_machine(config), "commit": get_commit()}.items():
-        before = record.get(name, now)
-        record[name] = now if before == now else f"{before}, then {now}"
+        before = record.setdefault(name, now)
+        *_, last = str(before).rsplit(", then ", 1)
+        if last != str(now):
+            record[name] = f"{before}, then {now}"
 
 
 def save_checkpoint(parts: dict, record: dict, config: Config):
@@ -1130,8 +1262,8 @@ def save_checkpoint(parts: dict, record: dict, config: Config):
     saved = read_run(config.output_dir)
     if saved and saved["stamp"] != record["stamp"]:
         raise RuntimeError(
-            f"Another run writes into {shorten(config.output_dir)}, too, and its files are kept: "
-            "give each run an output_dir of its own."
+            f"Another run writes into {describe_path(config.output_dir)}, too, and its files are "
+            "kept: give each run an output_dir of its own."
         )
     new = {**record, "stamp": uuid.uuid4().hex}
     state = {name: part.state_dict() for name, part in parts.items()}
@@ -1142,23 +1274,17 @@ def save_checkpoint(parts: dict, record: dict, config: Config):
     record["stamp"] = saved and saved["stamp"]
 
 
-def load_checkpoint(parts: dict, run: dict, config: Config) -> dict | None:
-    """Restore a saved run and return its record; None if there is none.
+def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
+    """Restore the run in checkpoint.pt and return its record.
     Raises ValueError if it is another or damaged; then, nothing of the model has changed."""
     path = config.output_dir / "checkpoint.pt"
-    if not path.exists():
-        return None
     model = parts["model"]
     untouched = copy.deepcopy(model.state_dict())
-    damage = (
-        f"{shorten(path)} is damaged: choose another output_dir, or start over with resume=False, "
-        "which renames it."
-    )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)  # runs nothing
         record = get_record(state)
-    except Exception:  # there is no telling what a damaged file raises
-        raise ValueError(damage) from None
+    except Exception as error:  # there is no telling what a damaged file raises
+        raise ValueError(explain_damage(path, error)) from None
     refuse_other_run(run, record, config)
     try:
         if state["scheduler"]["last_epoch"] != len(record["history"]["lr"]):
@@ -1167,12 +1293,21 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict | None:
         for name, part in parts.items():
             if state[name] or name != "scaler":  # a scaler's is empty where it was not used
                 part.load_state_dict(state[name])
-    except Exception:
+    except Exception as error:
         model.load_state_dict(untouched, strict=False)
-        raise ValueError(damage) from None
+        raise ValueError(explain_damage(path, error)) from None
     # Had the process died between its two files, they would differ.
     replace_file(config.output_dir / "history.json", json.dumps(record).encode())
     return record
+
+
+def explain_damage(path: Path, error: Exception) -> str:
+    """Return a sentence about a checkpoint that cannot be loaded, with the reason."""
+    reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+    return (
+        f"{describe_path(path)} is damaged, or cannot be loaded here ({reason}): choose another "
+        "output_dir, or start over with resume=False, which renames it."
+    )
 
 
 def get_record(state: dict) -> dict:
@@ -1199,11 +1334,23 @@ def read_run(folder: Path) -> dict | None:
 
 
 def read_history(config: Config) -> History:
-    """Return the history of the run in output_dir so far; ValueError if there is none."""
+    """Return the history of the run in output_dir so far; ValueError if there is none, or one
+    with other settings."""
     record = read_run(config.output_dir)
     if record is None:
-        raise ValueError(f"There is no run in {shorten(config.output_dir)}.")
+        raise ValueError(f"There is no run in {describe_path(config.output_dir)}.")
+    check_settings(record["run"], config)
     return History(record["history"], config)
+
+
+def check_settings(run: dict, config: Config):
+    """Raise ValueError if a history is of a run with other settings than config's."""
+    changed = find_changes(run, get_settings(config))
+    if changed:
+        raise ValueError(
+            f"This history is of a run with another {', '.join(changed)}: "
+            "run the cell that trains again, and those below."
+        )
 
 
 def load_result(model: nn.Module, config: Config) -> History:
@@ -1244,11 +1391,13 @@ def get_shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def read_result(code: Path) -> tuple[dict, dict]:
-    """Return the weights in models/resnet18.pt, and before them their row of results.json;
-    ValueError if one of them is missing or damaged."""
+    """Return the row of results.json that belongs to models/resnet18.pt, and these weights;
+    ValueError if one of the two files is missing or damaged."""
     path = code / "models" / "resnet18.pt"
     if not path.exists():
-        raise ValueError(f"There are no weights in {shorten(path)}: train a network of your own.")
+        raise ValueError(
+            f"There are no weights in {describe_path(path)}: train a network of your own."
+        )
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     try:
@@ -1261,7 +1410,7 @@ def read_result(code: Path) -> tuple[dict, dict]:
         if row.get("weights") == digest:
             return row, torch.load(io.BytesIO(content), "cpu", weights_only=True)
     raise ValueError(
-        f"No row of results.json has the SHA-256 of {shorten(path)}, {digest}: "
+        f"No row of results.json has the SHA-256 of {describe_path(path)}, {digest}: "
         "take both files from the same commit."
     )
 
@@ -1275,7 +1424,7 @@ def refuse_other_run(run: dict, saved: dict | None, config: Config):
     """Raise ValueError if output_dir holds another run than this, which must be kept."""
     if saved is None:
         return
-    folder = shorten(config.output_dir)
+    folder = describe_path(config.output_dir)
     other = saved["run"]
     if run["profile"] == "quick" and other.get("profile") == "full":
         raise ValueError(
@@ -1302,7 +1451,7 @@ def retire_run(folder: Path):
         path = folder / name
         if path.exists():
             previous = path.rename(path.with_stem(f"{path.stem}-previous-{n}"))
-            print(f"The old {name} is {shorten(previous)} now.")
+            print(f"The old {name} is {describe_path(previous)} now.")
 
 
 def print_log(record: dict, max_lr: float, test_loader, config: Config):
@@ -1310,7 +1459,7 @@ def print_log(record: dict, max_lr: float, test_loader, config: Config):
     history = record["history"]
     done = len(history["seconds"])
     peak = record["max_lr"]
-    folder = shorten(config.output_dir)
+    folder = describe_path(config.output_dir)
     print(f"Going on from {folder}: {done} of {config.epochs} epochs are done.")
     if not math.isclose(peak, max_lr):
         print(f"The peak stays {peak:.3g}, with which this run began; {max_lr:.3g} is not used.")
@@ -1336,31 +1485,6 @@ def print_interruption(config: Config):
     print(f"Stopped: {done} of {config.epochs} epochs are kept. {way} again to go on.")
     if done:
         print("To plot them: utils.plot_history(utils.read_history(config), config)")
-
-
-def get_random_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of the random numbers that a run on this device draws, by kind."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state()
-    return states
-
-
-def set_random_states(states: dict[str, Tensor], device: torch.device):
-    """Set random states; those of another kind of device than this one are left out."""
-    torch.set_rng_state(states["cpu"])
-    if device.type != "cpu" and device.type in states:
-        torch.get_device_module(device).set_rng_state(states[device.type])
-
-
-@contextmanager
-def keep_random_state(device: torch.device):
-    """Let random numbers go on afterwards as if none had been drawn."""
-    states = get_random_states(device)
-    try:
-        yield
-    finally:
-        set_random_states(states, device)
 
 
 def get_commit() -> str | None:
@@ -1408,11 +1532,11 @@ def replace_file(path: Path, content: bytes) -> bool:
 
 # --- 7. Learning rate -----------------------------------------------------------------------
 def range_test(model: nn.Module, train_loader, config: Config, start_lr=None, end_lr=10.0) -> tuple:
-    """Train for config.lr_finder_steps batches while the learning rate grows by a constant
-    factor. start_lr: None starts low enough for config.optimizer. Returns the rates and the
-    losses before each step, two lists (Smith, 2015, arXiv:1506.01186). Ends early when the
-    loss is five times its lowest. The model stays as it was. Raises ValueError for a range
-    that does not rise, and FloatingPointError if the first loss is infinite or NaN."""
+    """Train for config.lr_finder_steps batches while the learning rate grows by a constant factor.
+    start_lr: None starts low enough for config.optimizer. Returns two lists: the rates, and the
+    losses (with label smoothing) before each step (Smith, 2015, arXiv:1506.01186). Ends early
+    when the loss is five times its lowest. The model stays as it was. Raises ValueError for a
+    range that does not rise, and FloatingPointError if the first loss is infinite or NaN."""
     if start_lr is None:
         start_lr = OPTIMIZERS[config.optimizer]["start_lr"]
     if not 0 < start_lr < end_lr:
@@ -1450,7 +1574,9 @@ def smooth(losses: list[float]) -> np.ndarray:
     """Return the losses of a range test up to the first infinite or NaN one, smoothed."""
     is_finite = np.isfinite(losses)
     n = len(losses) if is_finite.all() else is_finite.argmin()
-    return gaussian_filter1d(np.float64(losses[:n]), sigma=max(2, n / 40), mode="nearest")
+    return gaussian_filter1d(
+        np.array(losses[:n], dtype=float), sigma=max(2, n / 40), mode="nearest"
+    )
 
 
 def choose_peak(lrs: list[float], losses: list[float], optimizer: str) -> float:
@@ -1459,17 +1585,20 @@ def choose_peak(lrs: list[float], losses: list[float], optimizer: str) -> float:
     smoothed = smooth(losses)
     if len(smoothed) == 0 or smoothed.argmin() < 3:
         raise ValueError(f"The loss only rises: start below {lrs[0]:.2g}, or check the data.")
-    return OPTIMIZERS[optimizer]["peak"] * lrs[smoothed.argmin()]
+    return OPTIMIZERS[optimizer]["peak_factor"] * lrs[smoothed.argmin()]
 
 
 def find_lr(model: nn.Module, train_loader, config: Config, start_lr=None, end_lr=10.0) -> float:
     """Draw the loss while the learning rate grows, and return the peak to use with OneCycle.
     start_lr, end_lr: as in range_test. A run in output_dir that goes on keeps its peak: then,
     there is no search. Raises ValueError if the loss never falls, if the range does not rise,
-    or if training could not start with this model, loader or folder."""
-    saved = check_start(model, train_loader, config)
+    or if training could not start with this model, loader or folder, and FloatingPointError if
+    the first loss is infinite or NaN."""
+    check_start(model, train_loader, config)
+    saved = read_run(config.output_dir) if goes_on(config) else None
     if saved:
-        print(f"The run in {shorten(config.output_dir)} keeps its peak of {saved['max_lr']:.3g}.")
+        folder = describe_path(config.output_dir)
+        print(f"The run in {folder} keeps its peak of {saved['max_lr']:.3g}.")
         figure = config.output_dir / "lr_finder.png"
         if figure.exists():
             show_picture(figure.read_bytes(), "LR finder", figure)
@@ -1531,7 +1660,7 @@ def show_picture(picture: bytes, title: str, path: Path):
     if is_notebook():
         display.display(display.Image(picture), metadata={"image/png": {"alt": title}})
     else:
-        print(f"Figure: {shorten(path)}")
+        print(f"Figure: {describe_path(path)}")
 
 
 class Tile(NamedTuple):
@@ -1542,8 +1671,8 @@ class Tile(NamedTuple):
     heat: np.ndarray | None = None  # GradCAM's map (H, W), from 0 to 1
 
 
-def show_tiles(tiles: list, columns: int, title: str, name: str, config: Config):
-    """Draw tiles in rows, below their headings; None leaves a place empty."""
+def show_tiles(tiles: list[Tile | None], columns: int, title: str, name: str, config: Config):
+    """Draw tiles in rows, each below its heading; None leaves a place empty."""
     columns = min(columns, len(tiles))
     rows = math.ceil(len(tiles) / columns)
     headings = [tile.heading for tile in tiles if tile]
@@ -1556,14 +1685,14 @@ def show_tiles(tiles: list, columns: int, title: str, name: str, config: Config)
         squeeze=False,
         subplot_kw={"frame_on": False, "xticks": [], "yticks": []},
     )
-    for axis, tile in zip(axes.flat, tiles, strict=False):
+    for ax, tile in zip(axes.flat, tiles, strict=False):
         if tile is None:
             continue
-        axis.set_title(tile.heading)
+        ax.set_title(tile.heading)
         if tile.heat is None:
-            axis.imshow(tile.image, interpolation="nearest")
+            ax.imshow(tile.image, interpolation="nearest")
         else:
-            draw_heat(axis, tile.image, tile.heat)
+            draw_heat(ax, tile.image, tile.heat)
     fit_titles(figure, axes.flat, width)
     if any(tile and tile.heat is not None for tile in tiles):
         draw_heat_scale(figure, axes)
@@ -1571,18 +1700,18 @@ def show_tiles(tiles: list, columns: int, title: str, name: str, config: Config)
 
 
 def fit_titles(figure: plt.Figure, axes, width: float):
-    """Make titles so small that the widest one is no wider than its axis, in inches."""
-    titles = [axis.title for axis in axes]
+    """Make titles so small that the widest one is no wider than its ax, in inches."""
+    titles = [ax.title for ax in axes]
     widest = max(title.get_window_extent().width for title in titles) / figure.dpi
     for title in titles:
         title.set_fontsize(title.get_fontsize() * min(1, 0.95 * width / widest))
 
 
-def draw_heat(axis: plt.Axes, image: np.ndarray, heat: np.ndarray):
+def draw_heat(ax: plt.Axes, image: np.ndarray, heat: np.ndarray):
     """Lay a map (H, W) from 0 to 1 over an image in light grey: all colour is the map's."""
     grey = 0.3 + 0.7 * image.mean(2)
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1)
+    ax.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(heat, cmap=HEAT, vmin=0, vmax=1)
 
 
 def draw_heat_scale(figure: plt.Figure, axes):
@@ -1606,24 +1735,24 @@ def plot_lr_finder(lrs: list[float], losses: list[float], max_lr: float, config:
     steepest = np.gradient(smoothed, np.log(rates))[: lowest + 1].argmin()
     fall = smoothed[0] - smoothed[lowest]
 
-    figure, axis = plt.subplots(figsize=(8, 4))
-    axis.plot(lrs, losses, ".", color=GREY, label="loss of one batch")
-    axis.plot(rates, smoothed, color=BLUE, label="smoothed")
+    figure, ax = plt.subplots(figsize=(8, 4))
+    ax.plot(lrs, losses, ".", color=GREY, label="loss of one batch")
+    ax.plot(rates, smoothed, color=BLUE, label="smoothed")
     label = f"lowest at {rates[lowest]:.2g}"
-    axis.plot(rates[lowest], smoothed[lowest], "o", color=BLUE, label=label)
-    marks = {
-        f"a tenth of that: {rates[lowest] / 10:.2g}": (rates[lowest] / 10, GREEN, ":"),
-        f"steepest fall: {rates[steepest]:.2g}": (rates[steepest], GREEN, "-."),
-        f"our peak: {max_lr:.3g}": (max_lr, ORANGE, "--"),
-    }
-    for label, (rate, color, style) in marks.items():
-        axis.axvline(rate, color=color, linestyle=style, label=label)
-    axis.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
-    axis.xaxis.set(major_formatter="{x:g}", minor_formatter=plt.LogFormatter())  # no LaTeX
+    ax.plot(rates[lowest], smoothed[lowest], "o", color=BLUE, label=label)
+    marks = [
+        ("a tenth of that", rates[lowest] / 10, GREEN, ":"),
+        ("steepest fall", rates[steepest], GREEN, "-."),
+    ]
+    for label, rate, color, style in marks:
+        ax.axvline(rate, color=color, linestyle=style, label=f"{label}: {rate:.2g}")
+    ax.axvline(max_lr, color=ORANGE, linestyle="--", label=f"our peak: {max_lr:.3g}")
+    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
+    ax.xaxis.set(major_formatter="{x:g}", minor_formatter=plt.LogFormatter())  # no LaTeX
     # What blows up is off the scale.
-    axis.set_ylim(smoothed[lowest] - fall / 2, smoothed[0] + fall)
-    axis.set_xlim(rates[0] / 1.2, max(1.2 * max_lr, min(10 * rates[lowest], 1.2 * lrs[-1])))
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    ax.set_ylim(smoothed[lowest] - fall / 2, smoothed[0] + fall)
+    ax.set_xlim(rates[0] / 1.2, max(1.2 * max_lr, min(10 * rates[lowest], 1.2 * lrs[-1])))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     show_figure(figure, f"LR finder: OneCycle will peak at {max_lr:.3g}", "lr_finder", config)
 
 
@@ -1631,59 +1760,51 @@ def plot_lr_finder(lrs: list[float], losses: list[float], max_lr: float, config:
 def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
     """Draw the first training images as they are, and below augmented as in training."""
     dataset = getattr(train_loader, "dataset", None)
-    if not hasattr(dataset, "config"):
+    if not hasattr(dataset, "made_with"):
         raise ValueError("Samples can only be shown of a loader that make_loader has made.")
-    check_same_data(dataset.config, config)
+    check_same_data(dataset.made_with, config)
     check_count(count)
     with keep_random_state(config.device):
         augmented, labels = dataset.__getitems__(range(min(count, len(dataset))))
     pictures = [*dataset.images[: len(labels)].cpu().numpy(), *denormalize(augmented, config)]
     names = wrap_names(config)
     headings = [names[label] for label in labels] * 2
-    tiles = [Tile(*tile) for tile in zip(pictures, headings, strict=True)]
+    tiles = [Tile(image, heading) for image, heading in zip(pictures, headings, strict=True)]
     title = "Training images, and the same cropped, flipped and cut out"
     show_tiles(tiles, len(labels), title, "samples", config)
 
 
-def check_history(history: dict, config: Config):
-    """Raise ValueError if a history is of a run with other settings than config's."""
-    if not hasattr(history, "config"):  # of a training loop of your own
-        return
-    changed = find_changes(get_settings(history.config), get_settings(config))
-    if changed:
-        raise ValueError(
-            f"This history is of a run with another {', '.join(changed)}: "
-            "run the cell that trains again, and those below."
-        )
-
-
 @plot_style()
 def plot_history(history: dict[str, list[float]], config: Config):
-    """Draw loss and accuracy of train and test per epoch, and the learning rate per step; a line
-    shows where CutOut ends. Raises ValueError for the history of a run with other settings."""
-    check_history(history, config)
+    """Draw loss and accuracy of train and test per epoch, and the learning rate per step; of our
+    own training, a line shows where CutOut ends. history: of fit_one_cycle, or of a training loop
+    of your own, with the lists named in HISTORY except seconds. Raises ValueError for the history
+    of a run with other settings."""
+    is_ours = hasattr(history, "config")
+    if is_ours:
+        check_settings(get_settings(history.config), config)
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))
     done = len(history["test_loss"])
     epochs = range(1, done + 1)
     units = {"loss": "mean cross-entropy per image", "accuracy": "accuracy (%)"}
-    for axis, (name, unit) in zip(axes, units.items(), strict=False):
-        axis.plot(epochs, history[f"train_{name}"], ".--", color=ORANGE, label="train (augmented)")
-        axis.plot(epochs, history[f"test_{name}"], ".-", color=BLUE, label="test")
-        axis.set(title=f"{name.capitalize()}, train and test", ylabel=unit)
+    train_label = "train (augmented)" if is_ours else "train"
+    for ax, (name, unit) in zip(axes, units.items(), strict=False):
+        ax.plot(epochs, history[f"train_{name}"], ".--", color=ORANGE, label=train_label)
+        ax.plot(epochs, history[f"test_{name}"], ".-", color=BLUE, label="test")
+        ax.set(title=f"{name.capitalize()}, train and test", ylabel=unit)
     # Steps are spread over their epochs: the last of epoch 1 stands at 1.
     steps = np.arange(1, len(history["lr"]) + 1) * (done / len(history["lr"]))
     axes[2].plot(steps, history["lr"], color=GREEN, label=f"peak: {max(history['lr']):.3g}")
-    axes[2].set(title="Learning rate: OneCycle", ylabel="learning rate")
+    axes[2].set(title="Learning rate" + ": OneCycle" * is_ours, ylabel="learning rate")
 
     with_cutout = get_cutout_end(config)
-    is_drawn = with_cutout < min(done, config.epochs)
-    if config.dataset in DATASETS and config.cutout_size and is_drawn:
-        for axis in axes:
-            axis.axvline(with_cutout, color=GREY, linestyle=":", label="CutOut ends")
-    for axis in axes:
-        axis.set(xlabel="epoch", xlim=(0, 1.05 * done))
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(frameon=True, edgecolor="none")  # above the line
+    if is_ours and config.cutout_size and with_cutout < done:
+        for ax in axes:
+            ax.axvline(with_cutout, color=GREY, linestyle=":", label="CutOut ends")
+    for ax in axes:
+        ax.set(xlabel="epoch", xlim=(0, 1.05 * done))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend(frameon=True, edgecolor="none")  # above the line
     title = f"Test accuracy after epoch {done}: {history['test_accuracy'][-1]:.2f} %"
     show_figure(figure, title, "history", config)
 
@@ -1702,16 +1823,16 @@ def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Confi
     with np.errstate(invalid="ignore"):  # a class without images has no accuracy: nan
         accuracies = 100 * matrix.diagonal() / matrix.sum(axis=1)
 
-    figure, axis = plt.subplots(figsize=(8.5, 7.5))
+    figure, ax = plt.subplots(figsize=(8.5, 7.5))
     drawn = metrics.ConfusionMatrixDisplay(matrix)
-    drawn.plot(ax=axis, cmap="Blues", colorbar=n > 20, include_values=n <= 20)
+    drawn.plot(ax=ax, cmap="Blues", colorbar=n > 20, include_values=n <= 20)
     if n <= 20:
         for text in drawn.text_[matrix == 0]:
             text.set_visible(False)  # what never happened is no news
     shown = range(0, n, math.ceil(n / 20))
-    axis.set_xticks(shown, [names[i] for i in shown], rotation=45, ha="right")
-    axis.set_yticks(shown, [f"{names[i]}: {accuracies[i]:.1f} %" for i in shown])
-    axis.set(xlabel="predicted class", ylabel="true class, and its accuracy")
+    ax.set_xticks(shown, [names[i] for i in shown], rotation=45, ha="right")
+    ax.set_yticks(shown, [f"{names[i]}: {accuracies[i]:.1f} %" for i in shown])
+    ax.set(xlabel="predicted class", ylabel="true class, and its accuracy")
 
     pairs = np.triu(matrix + matrix.T, 1)
     title = "Not one mistake"
@@ -1740,7 +1861,7 @@ class Misclassified(NamedTuple):
 
 def get_misclassified(model: nn.Module, test_loader: Iterable) -> Misclassified:
     """Collect all mistakes, the one with the highest loss first.
-    Raises ValueError for a loader that augments its images."""
+    Raises ValueError for a loader that augments its images, and what predict raises."""
     check_for_testing(test_loader)
     config = get_made_with(test_loader)
     batches = list(test_loader)  # one pass, so that images and logits belong together
@@ -1749,25 +1870,26 @@ def get_misclassified(model: nn.Module, test_loader: Iterable) -> Misclassified:
         check_outputs(logits, config)
     losses = F.cross_entropy(logits, labels, reduction="none")
     probabilities, predictions = logits.softmax(1).max(1)
+    is_wrong = predictions != labels
     order = losses.argsort(descending=True)
-    wrong = order[(predictions != labels)[order]]
+    wrong = order[is_wrong[order]]  # positions in the test set
     print(f"{len(wrong)} of {len(labels):,} test images are misclassified")
     images = torch.cat([images for images, _ in batches]).to(wrong.device)
     return Misclassified(
-        images[wrong],
-        labels[wrong],
-        predictions[wrong],
-        probabilities[wrong],
-        losses[wrong],
-        wrong,
-        config,
-        model,
-        get_fingerprint(model),
+        images=images[wrong],
+        labels=labels[wrong],
+        predictions=predictions[wrong],
+        probabilities=probabilities[wrong],
+        losses=losses[wrong],
+        indices=wrong,
+        config=config,
+        model=model,
+        fingerprint=get_fingerprint(model),
     )
 
 
 def get_fingerprint(model: nn.Module) -> str:
-    """Return a text that is another one as soon as any weight or buffer is."""
+    """Return a text that is another one as soon as anything in the model's state_dict is."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():
         if isinstance(value, Tensor):
@@ -1826,7 +1948,7 @@ def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, 
     check_mistakes(misclassified, model, config)
     check_count(count)
     images = misclassified.images[:count]
-    height, width = check_layer(model, target_layer, images.shape[-2:])
+    height, width = get_gradcam_size(model, target_layer, images.shape[-2:])
     if not len(images):
         print("The model made no mistake: there are no misclassified images to show.")
         return
@@ -1838,9 +1960,12 @@ def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, 
     for kind, labels in classes.items():
         labels = labels[:count].tolist()
         heats = explain(model, target_layer, images, labels)
-        headings = [f"{kind}: {names[label]}" for label in labels]
-        rows.append([Tile(*tile) for tile in zip(pictures, headings, heats, strict=True)])
+        row = []
+        for picture, label, heat in zip(pictures, labels, heats, strict=True):
+            row.append(Tile(picture, f"{kind}: {names[label]}", heat))
+        rows.append(row)
 
+    # Bands of five mistakes: their images, and the maps of both classes below.
     columns = min(5, len(images))
     tiles = []
     for start in range(0, len(images), columns):
@@ -1851,7 +1976,7 @@ def plot_gradcam(model: nn.Module, misclassified, config: Config, target_layer, 
     show_tiles(tiles, columns, title, "gradcam", config)
 
 
-def check_layer(model: nn.Module, layer: nn.Module, image_size) -> tuple[int, int]:
+def get_gradcam_size(model: nn.Module, layer: nn.Module, image_size) -> tuple[int, int]:
     """Return height and width of a layer's maps; ValueError if too coarse for GradCAM."""
     height, width = get_map_size(model, layer, image_size)
     if min(height, width) < 5:
@@ -1901,9 +2026,9 @@ def read_picture(picture, size: int) -> Tensor:
         image = picture if isinstance(picture, Image.Image) else Image.open(picture)
         image = ImageOps.exif_transpose(image)  # as the camera was held
         if image.mode.startswith(("I", "F")):  # numbers above 255, which PIL would cut off
-            pixels = np.float64(image)
+            pixels = np.asarray(image, dtype=float)
             white = find_white(image.mode, pixels.max())
-            image = Image.fromarray(np.uint8(255 * pixels / white))
+            image = Image.fromarray((255 * pixels / white).astype(np.uint8))
         image = image.convert("RGBA")  # what is transparent shall be white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     except Exception as error:  # there is no telling what a damaged file raises
@@ -1920,23 +2045,22 @@ def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None
     read, and FloatingPointError for logits that are infinite or NaN."""
     normalize = Normalize(config.mean, config.std)
     images = normalize(read_picture(picture, config.image_size))
-    no_label = torch.zeros(1, dtype=torch.int64)
-    logits, _ = predict(model, [(images, no_label)], config.precision)
+    logits = predict_images(model, images, config.precision)
     check_outputs(logits, config)
-    probabilities, labels = logits.softmax(1)[0].cpu().topk(min(3, len(config.classes)))
-    names = [wrap_names(config)[label] for label in labels]
+    probabilities, predictions = logits.softmax(1)[0].cpu().topk(min(3, len(config.classes)))
+    names = [wrap_names(config)[prediction] for prediction in predictions]
 
     if target_layer is not None:
-        check_layer(model, target_layer, config.image_size)
+        get_gradcam_size(model, target_layer, config.image_size)
     columns = 2 if target_layer is None else 3
     figure, axes = plt.subplots(1, columns, figsize=(3.2 * columns, 3.2))
     shown = denormalize(images, config)[0]
     axes[0].imshow(shown, interpolation="nearest")
-    for axis in axes[:-1]:
-        axis.set_axis_off()
+    for ax in axes[:-1]:
+        ax.set_axis_off()
     axes[0].set_title(f"what the network sees: {config.image_size} x {config.image_size}")
     if target_layer is not None:
-        (heat,) = explain(model, target_layer, images, labels[:1].tolist())
+        (heat,) = explain(model, target_layer, images, predictions[:1].tolist())
         draw_heat(axes[1], shown, heat)
         axes[1].set_title(f"what speaks for {names[0]}")
     rows = range(len(names))
@@ -1958,7 +2082,7 @@ def plot_comparison(runs: dict[str, str | Path], config: Config):
         raise ValueError('Give each run a name: {"CutOut 16": "outputs/full", ...}.')
     records = {}
     for name, folder in runs.items():
-        records[name] = read_run(find_folder(folder))
+        records[name] = read_run(prepare_folder(folder))
         if records[name] is None:
             raise ValueError(f"There is no run in {folder}: name the output_dir of one.")
     draw_comparison(records, config)
@@ -1987,10 +2111,10 @@ def draw_comparison(records: dict[str, dict], config: Config):
     axes[0].set(title="Test accuracy", xlabel="epoch", ylabel="accuracy (%)")
     axes[1].set(title="Test loss", xlabel="epoch", ylabel="mean cross-entropy per image")
     most = max(len(record["history"]["test_loss"]) for record in records.values())
-    for axis in axes:
-        axis.set_xlim(0, 1.05 * most)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend()
+    for ax in axes:
+        ax.set_xlim(0, 1.05 * most)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend()
 
     differences = find_differences([records[name] for name in names])
     told = "\n".join(textwrap.wrap("; ".join(differences) or "the same settings", 120))

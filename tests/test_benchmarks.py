@@ -264,7 +264,7 @@ def test_a_run_that_goes_on_records_the_peak_that_it_used(call, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         call(sweep, "lr_finder_steps=20", *TRAINED[:2], "--seeds=1")
     utils.train.side_effect = None
-    monkeypatch.setitem(utils.OPTIMIZERS["muon"], "peak", 3)
+    monkeypatch.setitem(utils.OPTIMIZERS["muon"], "peak_factor", 3)
     call(sweep, "lr_finder_steps=20", *TRAINED[:2], "--seeds=1")
     (row,) = read_rows("sweep")
     lowest = utils.smooth(row["finder"]["loss"]).argmin()
@@ -891,7 +891,7 @@ def test_all_machines_measure_in_float32(add_weights, scores, call, native_bfloa
 def test_weights_are_measured_as_their_run_saw_the_images(add_weights, call):
     add_weights(settings={"mean": [0.5, 0.5, 0.5], "std": [0.1, 0.2, 0.3]}, accuracy=0.0)
     call(verify)
-    config = utils.predict.call_args_list[-2].args[1].dataset.config
+    config = utils.predict.call_args_list[-2].args[1].dataset.made_with
     assert config.mean == (0.5, 0.5, 0.5)
     assert config.std == (0.1, 0.2, 0.3)
 
@@ -960,6 +960,10 @@ def test_verify_counts_what_is_right_in_one_view_and_in_two(add_weights, call, m
     assert row["accuracy"] == (once.argmax(1) == labels).sum() / 2
     assert row["mirrored_accuracy"] == (twice.argmax(1) == labels).sum() / 2
     assert 80 < row["mirrored_accuracy"] != row["accuracy"] < 90, "so that the two can be told"
+
+
+def test_what_verify_writes_stands_in_the_readme(scores, root):
+    assert f"| {scores['mirrored_accuracy']:.2f} % |" in (root / "README.md").read_text()
 
 
 def test_missing_weights_are_told(call):

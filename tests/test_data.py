@@ -1,6 +1,7 @@
 """Transforms against plain slicing, their distributions, and what the loaders deliver."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -230,6 +231,22 @@ def fit(model, loader, config):
 def start(request):
     """Return each of the two functions that begin to train."""
     return request.param
+
+
+class Photos(TensorDataset):
+    """A dataset of somebody else's, which has a config of its own."""
+
+    config: ClassVar = {"folder": "photos"}
+
+
+def test_a_dataset_with_a_config_of_its_own_is_trained_on_and_looked_at(make_config, shown):
+    config = make_config(epochs=1)
+    loader = DataLoader(Photos(IMAGES, LABELS), 8)
+    model = make_small_model()
+    fit(model, loader, config)
+    utils.plot_confusion_matrix(model, loader, config)
+    utils.plot_misclassified(utils.get_misclassified(model, loader), config)
+    assert len(shown) == 2
 
 
 class Unsized:

@@ -156,8 +156,23 @@ def find_ends(figure):
     ],
 )
 def test_a_line_shows_where_cutout_ends(make_config, shown, settings, end):
-    utils.plot_history(HISTORY, make_config(**settings))
+    config = make_config(**settings)
+    utils.plot_history(utils.History(HISTORY, config), config)
     assert find_ends(shown[0][0]) == ([end] * 3 if end else [])
+
+
+def test_of_a_training_loop_of_your_own_only_what_is_known_is_told(make_config, shown):
+    config = make_config(epochs=3, cutout_free_fraction=0.4)
+    utils.plot_history(utils.History(HISTORY, config), config)
+    utils.plot_history(HISTORY, config)
+    texts = []
+    for figure, _ in shown:
+        axes = figure.axes
+        labels = [line.get_label() for axis in axes for line in axis.lines]
+        texts.append("\n".join([*labels, *(axis.get_title() for axis in axes)]))
+    for words in ("OneCycle", "augmented", "CutOut"):
+        assert words in texts[0]
+        assert words not in texts[1]
 
 
 def test_no_line_is_drawn_where_we_cannot_know_of_cutout(make_config, shown):
@@ -501,6 +516,15 @@ def test_maps_are_measured_for_images_of_any_size(image_size):
     model = nn.Sequential(nn.Conv2d(3, 4, 8, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     height, width = np.broadcast_to(image_size, 2)
     assert utils.get_map_size(model, model[0], image_size) == (height // 4, width // 4)
+
+
+def test_maps_are_measured_in_float32_where_others_are_native(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    model = nn.Sequential(nn.Conv2d(3, 4, 8, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    kinds = []
+    model[0].register_forward_hook(lambda layer, inputs, maps: kinds.append(maps.dtype))
+    assert utils.get_map_size(model, model[0]) == (8, 8)
+    assert kinds == [torch.float32]
 
 
 def test_a_network_that_knows_one_size_only_is_measured_with_it():

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -683,6 +684,24 @@ def test_the_history_of_a_run_with_other_settings_is_not_drawn(configure, tmp_pa
     utils.plot_history(dict(history), other)  # of a loop that we know nothing of
 
 
+def test_a_history_is_not_read_as_that_of_other_settings(configure):
+    fit(configure())
+    other = configure(seed=1, resume=False)
+    with pytest.raises(ValueError, match=r"another seed: run the cell"):
+        utils.read_history(other)
+
+
+def test_a_run_that_moves_names_each_machine_once_in_a_row(configure, monkeypatch):
+    for machine, commit in (("A", None), ("B", "1234567"), ("B", "1234567")):
+        monkeypatch.setattr(utils, "describe_machine", lambda config, name=machine: name)
+        monkeypatch.setattr(utils, "get_commit", lambda commit=commit: commit)
+        stop_at_step(3, configure(epochs=4))
+    record = utils.read_run(configure(epochs=4).output_dir)
+    assert len(record["history"]["seconds"]) == 3
+    assert record["machine"] == "A, then B"
+    assert record["commit"] == "None, then 1234567"
+
+
 def test_a_history_is_a_plain_dict_to_json(configure):
     history = fit(configure())
     assert json.loads(json.dumps(history)) == history
@@ -781,6 +800,15 @@ def test_a_checkpoint_with_the_weights_of_another_model_is_refused_whole(broken)
 
 def test_a_checkpoint_that_lacks_one_of_the_weights_is_refused_whole(broken):
     broken(lambda state: state["model"].pop("5.bias"))
+
+
+def test_why_a_checkpoint_cannot_be_loaded_is_told(configure, monkeypatch):
+    config = configure()
+    stop_at_step(3, config)
+    full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.\nTry again."))
+    monkeypatch.setattr(utils.MuonSGD, "load_state_dict", full)
+    with pytest.raises(ValueError, match=r"^[^\n]*CUDA out of memory[^\n]*$"):
+        fit(configure())
 
 
 def test_random_states_of_another_kind_of_device_are_left_out(configure):
