@@ -545,6 +545,11 @@ STAND_IN = """
 def get_config(*args, **settings):
     print("PARAMETERS", args, settings)
     return "quick"
+
+model = train_loader = test_loader = None
+
+def fit_one_cycle(*args):
+    return {"accuracy": 10}
 """
 
 
@@ -571,16 +576,22 @@ def test_nbval_is_red_where_something_is_wrong_and_nowhere_else(tmp_path):
         ("assert config == 'quick'", [], ""),
         ("print(config)", [], "94.36\n"),  # a number of one's own
         ("print((8, 8))", ["nbval-check-output"], "(8, 8)\n"),
+        ("from utils import model, test_loader, train_loader", [], ""),
+        ("history = utils.load_result(model, config)", [], ""),
+        ("assert history['accuracy'] == 10", [], ""),
     )
     elsewhere = (
         ("from google.colab import drive\ndrive.mount('/content/drive')", [], "Mounted\n"),
         ("import shutil\nshutil.copytree('outputs', '/kaggle/working/outputs')", [], ""),
+        ('utils.plot_comparison({"a": "outputs/full", "b": "outputs/seed1"}, config)', [], ""),
+        ('utils.plot_prediction(model, "photo.jpg", config)', [], ""),
+        ('!python -m benchmarks.report "{config.output_dir}"', [], ""),
     )
     wrong = (
         ("print((4, 4))", ["nbval-check-output"], "(8, 8)\n"),
         ("utils.get_cnfig()", [], ""),
     )
     text = run_nbval(tmp_path, *fine, *elsewhere, *wrong)
-    assert "2 failed, 5 passed, 2 skipped" in text
-    assert re.findall(r"(?m)^FAILED \S+::(Cell \d)", text) == ["Cell 7", "Cell 8"]
+    assert "2 failed, 8 passed, 5 skipped" in text
+    assert re.findall(r"(?m)^FAILED \S+::(Cell \d+)", text) == ["Cell 13", "Cell 14"]
     assert "get_cnfig" in text
