@@ -320,10 +320,10 @@ def test_a_fourth_optimizer_takes_the_lines_that_the_readme_names(tmp_path, monk
     monkeypatch.setitem(sys.modules, "with_a_fourth", module)
     exec(source, vars(module))
 
-    config = module.get_config("quick", optimizer="rmsprop", epochs=2, output_dir=tmp_path)
+    config = module.get_config("quick", optimizer="adam", epochs=2, output_dir=tmp_path)
     train_loader, test_loader = module.get_dataloaders(config)
     model = make_small_model()
     max_lr = module.find_lr(model, train_loader, config)
     history = module.fit_one_cycle(model, train_loader, test_loader, max_lr, config)
     assert history["train_loss"][1] < history["train_loss"][0]
-    assert type(module.get_optimizer(model, max_lr, config)) is torch.optim.RMSprop
+    assert type(module.get_optimizer(model, max_lr, config)) is torch.optim.Adam
