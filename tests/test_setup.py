@@ -170,7 +170,16 @@ def test_a_fork_on_colab_is_fetched_from_where_it_was_opened(github, serve):
 def test_a_written_address_wins_over_what_colab_has_opened(github, serve):
     publish(github / "grace" / "TSAI-S11", "opened")
     serve(get_session("https://github.com/grace/TSAI-S11/blob/main/S11.ipynb"))
-    assert "RUNS first" in run()
+    text = run()
+    assert "RUNS first" in text
+    assert "from https://github.com/grace/TSAI-S11, but REPO_URL names other code" in text
+
+
+def test_an_address_that_is_the_one_that_colab_has_opened_needs_no_word(github, serve):
+    serve(get_session("https://github.com/Ada/TSAI-S11/blob/main/S11.ipynb"))
+    text = run()
+    assert "RUNS first" in text
+    assert "is that meant" not in text
 
 
 NO_ADDRESS = {
