@@ -56,7 +56,7 @@ from tqdm import tqdm
 CODE = Path(globals().get("__file__", "utils.py")).resolve().parent  # a cell has no __file__
 
 
-# --- 1. Configuration: every number that shapes a run ---------------------------------------
+# --- 1. Configuration: the settings of a run, and the machine that it runs on ---------------
 DATASETS = {
     "CIFAR-10": {
         "classes": (
@@ -229,7 +229,7 @@ def get_config(profile: str | None = None, **overrides) -> Config:
         raise ValueError(f"{dataset!r} is your own dataset: give its classes, mean and std, too.")
     else:
         settings["train_images"] = overrides.get("train_images")  # not the quick profile's
-    if settings["optimizer"] in OPTIMIZERS:
+    if settings["optimizer"] in tuple(OPTIMIZERS):  # a list cannot be looked up in a dict
         settings.setdefault("weight_decay", OPTIMIZERS[settings["optimizer"]]["weight_decay"])
 
     config = Config(**to_plain(settings))
@@ -240,13 +240,14 @@ def get_config(profile: str | None = None, **overrides) -> Config:
 
 
 def to_plain(settings: dict) -> dict:
-    """Return settings as absolute paths, tuples and Python's own numbers: others would be
-    refused where a checkpoint is loaded."""
+    """Return settings with absolute folders, and with tuples and Python's own numbers in place of
+    lists, arrays and NumPy's numbers, which would be refused where a checkpoint is loaded."""
     plain = dict(settings)
     for name in ("data_dir", "output_dir"):
         plain[name] = prepare_folder(plain[name])
     if isinstance(plain["classes"], dict):  # torchvision's class_to_idx
-        plain["classes"] = list(plain["classes"])
+        numbers = plain["classes"]
+        plain["classes"] = sorted(numbers, key=numbers.get)
     for name in ("classes", "mean", "std"):
         plain[name] = tuple(np.ravel(plain[name]).tolist())  # of a list, an array or a tensor
     for name, value in plain.items():
@@ -877,7 +878,7 @@ def get_map_size(model: nn.Module, layer: nn.Module, image_size=32) -> tuple[int
     image_size: of the image that passes, in pixels; or (height, width)."""
     if not isinstance(layer, nn.Module):
         raise ValueError(f"{layer!r} is no layer: name one, such as model.layer3[-1].")
-    if isinstance(image_size, int):
+    if np.ndim(image_size) == 0:
         image_size = (image_size, image_size)
     height, width = image_size
     image = torch.zeros(1, 3, height, width)
@@ -978,6 +979,7 @@ def get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Op
         return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.momentum > 0)
     if config.optimizer == "adamw":  # its own default would decay the second group, too
         return torch.optim.AdamW(groups, lr, (config.momentum, 0.999), weight_decay=0)
+    raise ValueError(f"get_optimizer has no lines for {config.optimizer!r}: add them.")
 
 
 def get_filters(model: nn.Module) -> set[nn.Parameter]:
@@ -987,16 +989,17 @@ def get_filters(model: nn.Module) -> set[nn.Parameter]:
 
 
 # --- 5. Training ----------------------------------------------------------------------------
-# What is kept of a training has three sizes:
-#     run      settings, network and number of steps, by which it is recognised
-#     record   its run, its history and more, as in history.json
-#     state    its record, the state of each of its parts, and random states, as in checkpoint.pt
+# What is kept of a training, each inside the next:
+#     run      settings, network and number of steps: they tell one run from another
+#     record   the run, its history and the other names in RECORD: history.json
+#     state    the record, and the states of model, optimizer, scheduler, scaler and random
+#              numbers: checkpoint.pt
 RECORD = (
     "run",
     "max_lr",
     "trained_before",  # whether the model was trained before this run began
     "history",
-    "stamp",  # of the last save: another run in the same folder has another one
+    "stamp",  # made anew at each save: it shows whether another run has written here
     "machine",
     "commit",
 )
@@ -1026,8 +1029,8 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
     """Train for one epoch; step the scheduler after every batch.
     Returns the mean cross-entropy per image (without label smoothing, so that it compares
     with the test loss), the accuracy in %, both of the augmented images as they passed, and
-    the learning rate of every step. Steps that float16 made too large count for the accuracy
-    only. Raises FloatingPointError if the loss became infinite or NaN."""
+    the learning rate of every step. Steps that overflowed in float16 are left out of the loss,
+    but not of the accuracy. Raises FloatingPointError if the loss became infinite or NaN."""
     losses = []
     sizes = []
     lrs = []
@@ -1100,8 +1103,8 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
     A run that has lost its checkpoint.pt is renamed.
     Raises ValueError for a bad max_lr, loader, model or checkpoint, FloatingPointError if the
     loss became infinite or NaN, and RuntimeError if another run has written there meanwhile."""
-    if max_lr is None or not 0 < max_lr < math.inf:
-        raise ValueError(f"max_lr is {max_lr}, but must be a number above 0.")
+    if max_lr is None or isinstance(max_lr, str) or not 0 < max_lr < math.inf:
+        raise ValueError(f"max_lr is {max_lr!r}, but must be a number above 0.")
     max_lr = float(max_lr)
     check_start(model, train_loader, config)
     check_loader(test_loader, config)
@@ -1303,7 +1306,9 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
 
 def explain_damage(path: Path, error: Exception) -> str:
     """Return a sentence about a checkpoint that cannot be loaded, with the reason."""
-    reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+    # The first sentence only: PyTorch's next ones tell how to load a file that may do harm.
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).partition(". ")[0]
+    reason = textwrap.shorten(reason, 200, placeholder=" ...")
     return (
         f"{describe_path(path)} is damaged, or cannot be loaded here ({reason}): choose another "
         "output_dir, or start over with resume=False, which renames it."
@@ -1339,25 +1344,26 @@ def read_history(config: Config) -> History:
     record = read_run(config.output_dir)
     if record is None:
         raise ValueError(f"There is no run in {describe_path(config.output_dir)}.")
-    check_settings(record["run"], config)
-    return History(record["history"], config)
-
-
-def check_settings(run: dict, config: Config):
-    """Raise ValueError if a history is of a run with other settings than config's."""
-    changed = find_changes(run, get_settings(config))
+    changed = find_changes(record["run"], get_settings(config))
     if changed:
         raise ValueError(
-            f"This history is of a run with another {', '.join(changed)}: "
-            "run the cell that trains again, and those below."
+            f"The run in {describe_path(config.output_dir)} has another {', '.join(changed)}: "
+            "give get_config the settings of that run, or another output_dir."
         )
+    return History(record["history"], config)
 
 
 def load_result(model: nn.Module, config: Config) -> History:
     """Load the weights in models/resnet18.pt, in place of training; return their run's history.
     They belong to a row of results.json, which carries their SHA-256. Raises ValueError if
     there are none, if no row knows them, if config has other data, normalisation, epochs or
-    CutOut than their run, or if the model is another network. Then, it has not changed."""
+    CutOut than their run, if a run lies in output_dir, or if the model is another network. Then,
+    it has not changed."""
+    if read_run(config.output_dir):
+        raise ValueError(
+            f"{describe_path(config.output_dir)} holds a run, whose figures ours would replace: "
+            "choose another output_dir, such as 'outputs/ours'."
+        )
     row, weights = read_result(CODE)
     names = ("dataset", "mean", "std", "epochs", "cutout_size", "cutout_free_fraction")
     theirs = {name: row["settings"].get(name, getattr(Config, name)) for name in names}
@@ -1774,6 +1780,16 @@ def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
     show_tiles(tiles, len(labels), title, "samples", config)
 
 
+def check_history(history: History, config: Config):
+    """Raise ValueError if a history is of a run with other settings than config's."""
+    changed = find_changes(get_settings(history.config), get_settings(config))
+    if changed:
+        raise ValueError(
+            f"This history is of a run with another {', '.join(changed)}: "
+            "run the cell that trains again, and those below."
+        )
+
+
 @plot_style()
 def plot_history(history: dict[str, list[float]], config: Config):
     """Draw loss and accuracy of train and test per epoch, and the learning rate per step; of our
@@ -1782,12 +1798,13 @@ def plot_history(history: dict[str, list[float]], config: Config):
     of a run with other settings."""
     is_ours = hasattr(history, "config")
     if is_ours:
-        check_settings(get_settings(history.config), config)
+        check_history(history, config)
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))
     done = len(history["test_loss"])
     epochs = range(1, done + 1)
     units = {"loss": "mean cross-entropy per image", "accuracy": "accuracy (%)"}
-    train_label = "train (augmented)" if is_ours else "train"
+    has_our_data = is_ours and config.dataset in DATASETS  # of other loaders, we know no CutOut
+    train_label = "train (augmented)" if has_our_data else "train"
     for ax, (name, unit) in zip(axes, units.items(), strict=False):
         ax.plot(epochs, history[f"train_{name}"], ".--", color=ORANGE, label=train_label)
         ax.plot(epochs, history[f"test_{name}"], ".-", color=BLUE, label="test")
@@ -1798,7 +1815,7 @@ def plot_history(history: dict[str, list[float]], config: Config):
     axes[2].set(title="Learning rate" + ": OneCycle" * is_ours, ylabel="learning rate")
 
     with_cutout = get_cutout_end(config)
-    if is_ours and config.cutout_size and with_cutout < done:
+    if has_our_data and config.cutout_size and with_cutout < done:
         for ax in axes:
             ax.axvline(with_cutout, color=GREY, linestyle=":", label="CutOut ends")
     for ax in axes:
@@ -1889,7 +1906,7 @@ def get_misclassified(model: nn.Module, test_loader: Iterable) -> Misclassified:
 
 
 def get_fingerprint(model: nn.Module) -> str:
-    """Return a text that is another one as soon as anything in the model's state_dict is."""
+    """Return a text that is another one as soon as any tensor in the model's state_dict is."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():
         if isinstance(value, Tensor):
@@ -2021,8 +2038,13 @@ def find_white(mode: str, largest: float) -> float:
 
 def read_picture(picture, size: int) -> Tensor:
     """Return a picture, cropped to a square in its middle, as uint8 (1, 3, size, size).
-    picture: a path, a file, or an image of PIL. Raises ValueError if PIL cannot read it."""
+    picture: a path, a file, its content as bytes, or an image of PIL. Raises ValueError if PIL
+    cannot read it."""
     try:
+        if isinstance(picture, bytes):  # as Colab's upload gives them
+            picture = io.BytesIO(picture)
+        elif isinstance(picture, str | Path):
+            picture = Path(clean(picture)).expanduser()
         image = picture if isinstance(picture, Image.Image) else Image.open(picture)
         image = ImageOps.exif_transpose(image)  # as the camera was held
         if image.mode.startswith(("I", "F")):  # numbers above 255, which PIL would cut off
@@ -2032,7 +2054,11 @@ def read_picture(picture, size: int) -> Tensor:
         image = image.convert("RGBA")  # what is transparent shall be white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     except Exception as error:  # there is no telling what a damaged file raises
-        raise ValueError(f"{picture} is no picture that can be read: {error!r}.") from None
+        what = textwrap.shorten(str(picture), 200, placeholder=" ...")
+        raise ValueError(
+            f"{what} is no picture that can be read ({error!r}): give a path, a file, its bytes, "
+            "or an image of PIL."
+        ) from None
     image = ImageOps.fit(image.convert("RGB"), (size, size))
     return torch.tensor(np.array(image)).permute(2, 0, 1)[None]
 

@@ -1,5 +1,6 @@
 """The benchmarks: what they promise, on a stand-in for CIFAR-10 and with a small network."""
 
+import copy
 import hashlib
 import json
 import multiprocessing
@@ -991,6 +992,23 @@ def test_our_result_is_loaded_in_place_of_training(result, make_config, capsys):
     assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
     assert not model.training
     assert "60.00 %" in capsys.readouterr().out
+
+
+def test_our_result_is_not_loaded_beside_a_run_of_yours(result, root, make_config):
+    config = make_config("full")
+    save_run(config.output_dir)
+    model = make_network()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"^[^\n]*holds a run[^\n]*output_dir[^\n]*$"):
+        utils.load_result(model, config)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_verify_says_so_if_the_readme_has_no_place_for_its_numbers(add_weights, call, root, capsys):
+    add_weights(accuracy=0.0)
+    (root / "README.md").write_text("No marks.")
+    assert call(verify, "--write") == 1
+    assert "README has not" in capsys.readouterr().out
 
 
 CIFAR10 = {name: getattr(utils.Config, name) for name in ("classes", "mean", "std")}

@@ -131,7 +131,7 @@ BAD_VALUES = {
     "weight_decay": ["5e-4", -1, np.inf],
     "warmup_fraction": [2, -0.5, [0.2]],
     "lr_finder_steps": [19, 30.0],
-    "optimizer": ["adamax", 1],
+    "optimizer": ["adamax", 1, ["sgd"]],
     "anneal_strategy": [1, "linearly"],
     "precision": ["bfloat16", 32, True],
     "resume": ["no", 2],
@@ -285,7 +285,7 @@ def accelerator(monkeypatch):
         def compute(*_, device):
             if error:
                 raise error
-            return Mock(device=device)
+            return Mock(device=torch.device(name, 0))
 
         device = torch.device(name)
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
@@ -298,9 +298,9 @@ def accelerator(monkeypatch):
 
 @pytest.mark.parametrize("name", ["cuda", "mps", "xpu", "meta"])
 def test_an_accelerator_that_works_is_used_without_a_word(accelerator, monkeypatch, capsys, name):
-    device = accelerator(name)
+    accelerator(name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert utils.find_device() == device
+    assert utils.find_device() == torch.device(name, 0)
     assert capsys.readouterr().out == ""
 
 
@@ -358,14 +358,24 @@ def test_images_of_your_own_are_not_counted_by_train_images(make_config):
 
 def test_classes_may_be_torchvisions_dict(make_config):
     own = {"dataset": "mine", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    config = make_config("full", **own, classes={"ant": 0, "bee": 1})
+    config = make_config("full", **own, classes={"bee": 1, "ant": 0})
     assert config.classes == ("ant", "bee")
+
+
+def test_random_states_are_those_of_the_device_with_this_number(monkeypatch):
+    module = Mock()
+    monkeypatch.setattr(torch, "get_device_module", lambda _: module)
+    device = torch.device("cuda", 1)
+    states = utils.get_random_states(device)
+    utils.set_random_states(states, device)
+    module.get_rng_state.assert_called_once_with(device)
+    module.set_rng_state.assert_called_once_with(states["cuda"], device)
 
 
 def test_of_two_gpus_one_is_used_and_that_is_told(accelerator, monkeypatch, capsys):
     accelerator("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert utils.find_device() == torch.device("cuda")
+    assert utils.find_device() == torch.device("cuda", 0)
     assert "2 GPUs" in capsys.readouterr().out
 
 

@@ -46,9 +46,17 @@ def test_a_picture_of_any_format_is_seen_as_it_is(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [str, Path, Image.open, lambda path: io.BytesIO(path.read_bytes())]
+    "kind",
+    [
+        str,
+        Path,
+        lambda path: f" '{path}'",
+        Image.open,
+        lambda path: io.BytesIO(path.read_bytes()),
+        Path.read_bytes,
+    ],
 )
-def test_a_picture_is_a_path_a_file_or_an_image(kind, tmp_path):
+def test_a_picture_is_a_path_a_file_its_bytes_or_an_image(kind, tmp_path):
     given = kind(save(make_picture(), tmp_path, "a.png"))
     np.testing.assert_array_equal(get_corners(utils.read_picture(given, 32)), QUARTERS)
 
@@ -164,6 +172,13 @@ def test_what_is_no_picture_is_told_in_one_sentence(kind, config, model, tmp_pat
     with pytest.raises(ValueError, match=r"^[^\n]*picture\.png is no picture[^\n]*$"):
         utils.plot_prediction(model, path, config)
     assert not (config.output_dir / "prediction.png").exists()
+
+
+@pytest.mark.parametrize("given", [np.zeros((900, 900, 3)), torch.zeros(3, 99, 99), b"x" * 10**6])
+def test_what_is_no_picture_is_told_shortly(given):
+    with pytest.raises(ValueError, match=r"^[^\n]*no picture[^\n]*give a path[^\n]*$") as caught:
+        utils.read_picture(given, 32)
+    assert len(str(caught.value)) < 600
 
 
 def test_a_picture_that_is_too_large_is_told():

@@ -180,7 +180,7 @@ def test_learning_rate_can_follow_a_cosine(model, make_config):
     assert lrs[1] == pytest.approx(0.05 * (1 + 0.5**0.5) / 2), "not a straight line"
 
 
-@pytest.mark.parametrize("max_lr", [0, -1.0, None, float("nan"), float("inf")])
+@pytest.mark.parametrize("max_lr", [0, -1.0, None, "0.05", float("nan"), float("inf")])
 def test_a_peak_that_is_no_number_above_zero_is_told(model, config, loaders, max_lr):
     with pytest.raises(ValueError, match=r"max_lr is .* a number above 0"):
         utils.fit_one_cycle(model, *loaders, max_lr, config)

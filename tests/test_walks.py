@@ -687,7 +687,7 @@ def test_the_history_of_a_run_with_other_settings_is_not_drawn(configure, tmp_pa
 def test_a_history_is_not_read_as_that_of_other_settings(configure):
     fit(configure())
     other = configure(seed=1, resume=False)
-    with pytest.raises(ValueError, match=r"another seed: run the cell"):
+    with pytest.raises(ValueError, match=r"another seed: give get_config"):
         utils.read_history(other)
 
 
