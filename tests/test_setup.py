@@ -172,14 +172,18 @@ def test_a_written_address_wins_over_what_colab_has_opened(github, serve):
     serve(get_session("https://github.com/grace/TSAI-S11/blob/main/S11.ipynb"))
     text = run()
     assert "RUNS first" in text
-    assert "from https://github.com/grace/TSAI-S11, but REPO_URL names other code" in text
+    assert "from https://github.com/grace/TSAI-S11, but REPO_URL names another" in text
 
 
-def test_an_address_that_is_the_one_that_colab_has_opened_needs_no_word(github, serve):
+@pytest.mark.parametrize("url", [ADA, f"{ADA}.git", f"{ADA}/", ADA.replace("//", "//TOKEN@")])
+def test_an_address_that_is_the_one_that_colab_has_opened_needs_no_word(github, serve, url):
     serve(get_session("https://github.com/Ada/TSAI-S11/blob/main/S11.ipynb"))
-    text = run()
-    assert "RUNS first" in text
-    assert "is that meant" not in text
+    assert "names another repository" not in run(url=url)
+
+
+def test_an_address_that_only_begins_alike_is_another_one(github, serve):
+    serve(get_session("https://github.com/ada/TSAI-S1/blob/main/S11.ipynb"))
+    assert "names another repository" in run()
 
 
 NO_ADDRESS = {
