@@ -282,8 +282,14 @@ def test_a_folder_of_photos_is_trained_on(notebook, tmp_path):
         for i in range(30):
             image = Image.new("RGB", (90 + i, 70), (8 * i, 250 - 8 * i, 4 * i))
             image.save(tmp_path / f"photos/{name}/{i}.jpg")
-    notebook.update(np=np, torchvision=torchvision)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # the phone was upside down
+    halves = Image.fromarray(np.repeat(np.uint8([[[0] * 3], [[255] * 3]]), 64, 0).repeat(128, 1))
+    halves.save(tmp_path / "photos/cats/0.jpg", exif=exif)
     exec(find_block("ImageFolder"), notebook)
+    assert notebook["data"].shape == (60, 64, 64, 3)
+    assert notebook["data"][0, 5].mean() > 250, "the lower half is the upper one now"
+    assert notebook["data"][0, 58].mean() < 5
     notebook["train"] = SimpleNamespace(
         data=notebook["data"], targets=notebook["targets"], classes=["cat", "dog"]
     )
