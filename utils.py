@@ -258,13 +258,16 @@ def to_plain(settings: dict) -> dict:
 
 def announce(config: Config):
     """Print what will run on what, and how far the run in output_dir has come."""
+    saved = read_run(config.output_dir)
+    folder = describe_path(config.output_dir)
     if config.profile == "quick":
         data = "a short run" if config.dataset == "CIFAR-10" else f"{config.dataset}, NOT CIFAR-10"
         print(f"*** QUICK PROFILE: {data}. The numbers are no result. ***")
         print("The real run starts by itself where there is a GPU, or with S11_PROFILE=full.")
     elif config.device.type == "cpu" and not config.caveat:
         print(f"This runs on the CPU, where {config.epochs} epochs may take many hours.")
-        if config.dataset == "CIFAR-10" and (CODE / "models" / "resnet18.pt").exists():
+        has_weights = (CODE / "models" / "resnet18.pt").exists()
+        if config.dataset == "CIFAR-10" and has_weights and saved is None:
             print("For our result in minutes, put this in place of the LR finder and the training:")
             print("    history = utils.load_result(model, config)")
     if "google.colab" in sys.modules and config.device.type == "cpu":
@@ -272,16 +275,13 @@ def announce(config: Config):
     what = f"{config.dataset}, {config.epochs} epochs, batches of {config.batch_size}"
     print(f"{what}, on {describe_machine(config)}")
 
-    saved = read_run(config.output_dir)
     if saved is None or not goes_on(config):
         return
     done = len(saved["history"]["seconds"])
     if done < config.epochs:
         print(f"{done} of {config.epochs} epochs are done: training goes on with epoch {done + 1}.")
     else:
-        print(
-            f"This run is finished: it lies in {describe_path(config.output_dir)}, and is loaded."
-        )
+        print(f"This run is finished: it lies in {folder}, and is loaded.")
         print("To train again, choose another output_dir or resume=False.")
 
 
@@ -1054,8 +1054,8 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
             bar.update()
         losses = torch.stack(losses).tolist()
         check_losses(losses, scaler, config)
-        seen = [size for size, loss in zip(sizes, losses, strict=True) if math.isfinite(loss)]
-        loss = math.fsum(loss for loss in losses if math.isfinite(loss)) / sum(seen)
+        kept = [pair for pair in zip(losses, sizes, strict=True) if math.isfinite(pair[0])]
+        loss = math.fsum(loss for loss, _ in kept) / sum(size for _, size in kept)
         accuracy = 100 * correct.item() / sum(sizes)
         bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
     return loss, accuracy, lrs

@@ -994,9 +994,12 @@ def test_our_result_is_loaded_in_place_of_training(result, make_config, capsys):
     assert "60.00 %" in capsys.readouterr().out
 
 
-def test_our_result_is_not_loaded_beside_a_run_of_yours(result, root, make_config):
+def test_our_result_is_not_loaded_beside_a_run_of_yours(result, make_config, capsys):
     config = make_config("full")
     save_run(config.output_dir)
+    capsys.readouterr()
+    make_config("full", resume=False)
+    assert "load_result" not in capsys.readouterr().out, "what would be refused is not advised"
     model = make_network()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"^[^\n]*holds a run[^\n]*output_dir[^\n]*$"):
