@@ -223,10 +223,15 @@ def get_config(profile: str | None = None, **overrides) -> Config:
         "device": device,
     }
     dataset = settings["dataset"]
+    if not isinstance(dataset, str):
+        raise ValueError(f"dataset is {dataset!r}, but must be a name.")
     if dataset in DATASETS:
         settings = {**DATASETS[dataset], **settings}
     elif not {"classes", "mean", "std"} <= settings.keys():
-        raise ValueError(f"{dataset!r} is your own dataset: give its classes, mean and std, too.")
+        raise ValueError(
+            f"{dataset!r} is none of {tuple(DATASETS)}, so it is your own dataset: "
+            "give its classes, mean and std, too."
+        )
     else:
         settings["train_images"] = overrides.get("train_images")  # not the quick profile's
     if settings["optimizer"] in tuple(OPTIMIZERS):  # a list cannot be looked up in a dict
@@ -245,9 +250,15 @@ def to_plain(settings: dict) -> dict:
     plain = dict(settings)
     for name in ("data_dir", "output_dir"):
         plain[name] = prepare_folder(plain[name])
-    if isinstance(plain["classes"], dict):  # torchvision's class_to_idx
-        numbers = plain["classes"]
-        plain["classes"] = sorted(numbers, key=numbers.get)
+    classes = plain["classes"]
+    if isinstance(classes, str | set | frozenset):
+        raise ValueError(
+            f"classes is {classes!r}: give a list of names, in the order of their numbers."
+        )
+    if isinstance(classes, dict) and all(isinstance(key, int) for key in classes):
+        plain["classes"] = [classes[number] for number in sorted(classes)]  # id2label
+    elif isinstance(classes, dict):  # torchvision's class_to_idx
+        plain["classes"] = sorted(classes, key=classes.get)
     for name in ("classes", "mean", "std"):
         plain[name] = tuple(np.ravel(plain[name]).tolist())  # of a list, an array or a tensor
     for name, value in plain.items():
@@ -270,8 +281,12 @@ def announce(config: Config):
         if config.dataset == "CIFAR-10" and has_weights and saved is None:
             print("For our result in minutes, put this in place of the LR finder and the training:")
             print("    history = utils.load_result(model, config)")
-    if "google.colab" in sys.modules and config.device.type == "cpu":
+    is_colab = "google.colab" in sys.modules
+    if is_colab and config.device.type == "cpu":
         print("This Colab has no GPU: Runtime > Change runtime type > T4 GPU, then run all again.")
+    if is_colab and config.profile == "full" and not find_drive(config.output_dir):
+        print(f"Colab will forget {folder} when it disconnects.")
+        print('To keep the run on your Google Drive: output_dir="/content/drive/MyDrive/S11"')
     what = f"{config.dataset}, {config.epochs} epochs, batches of {config.batch_size}"
     print(f"{what}, on {describe_machine(config)}")
 
@@ -295,13 +310,19 @@ def read_variable(name: str) -> str:
     return clean(os.environ.get(name, ""))
 
 
+def find_drive(path: Path) -> str | None:
+    """Return where Colab mounts the Google Drive that a path is on; None if it is on none."""
+    drive = re.match(r"/content/g?drive(?=/|$)", path.as_posix())
+    return drive and drive[0]
+
+
 def prepare_folder(path: str | Path) -> Path:
     """Return a folder's absolute path, ~ filled in; Google Drive is mounted if need be."""
     path = Path(clean(path)).expanduser().absolute()
-    drive = re.match(r"/content/g?drive(?=/|$)", path.as_posix())
-    if drive and not os.path.ismount(drive[0]):
+    drive = find_drive(path)
+    if drive and not os.path.ismount(drive):
         try:
-            sys.modules["google.colab"].drive.mount(drive[0])
+            sys.modules["google.colab"].drive.mount(drive)
         except Exception as error:  # it is not Colab, or you declined
             raise FileNotFoundError(
                 f"{path} is on a Google Drive that is not mounted ({error!r}): "
@@ -527,7 +548,7 @@ class DeviceDataset(Dataset):
 
     def __init__(self, images, labels, transform: Callable, config: Config):
         labels = torch.as_tensor(labels)
-        check_labels(labels, config)
+        check_labels(labels, len(config.classes))
         self.images = torch.as_tensor(images, device=config.device)
         self.labels = labels.to(config.device, torch.int64)
         self.transform = transform
@@ -554,16 +575,16 @@ class DeviceDataset(Dataset):
         return images.contiguous(memory_format=get_memory_format(images)), self.labels[index]
 
 
-def check_labels(labels: Tensor, config: Config | None, kind: str = "label"):
-    """Raise ValueError if labels are not one whole number per image, that of a class."""
+def check_labels(labels: Tensor, classes: int | None, kind: str = "label"):
+    """Raise ValueError if labels are not one whole number per image, below that of the classes,
+    if their number is known."""
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(f"Labels must be whole numbers (N,), not {labels.dtype} {labels.ndim}-D.")
-    if config is None:
+    if classes is None:
         return
-    last = len(config.classes) - 1
-    outside = labels[(labels < 0) | (labels > last)]
+    outside = labels[(labels < 0) | (labels >= classes)]
     if len(outside):
-        raise ValueError(f"There is a {kind} {outside[0]}, but {kind}s must be 0 to {last}.")
+        raise ValueError(f"There is a {kind} {outside[0]}, but {kind}s must be 0 to {classes - 1}.")
 
 
 def make_loader(images, labels, transform: Callable, config: Config, shuffle=False) -> DataLoader:
@@ -718,11 +739,16 @@ def check_loader(loader, config: Config) -> Tensor:
         if batches is loader or not hasattr(loader, "__len__"):
             raise ValueError("The loader can be read once only, or has no length: use DataLoader.")
         batch = next(batches, None)
+    check_batch(batch)
+    check_labels(batch[1], len(config.classes))
+    return batch[1]
+
+
+def check_batch(batch):
+    """Raise ValueError if a loader's batch is not a pair of images and labels."""
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     if not is_pair or not all(isinstance(part, Tensor) for part in batch):
         raise ValueError("Each batch of the loader must be two tensors: images and labels.")
-    check_labels(batch[1], config)
-    return batch[1]
 
 
 def check_for_testing(loader):
@@ -807,8 +833,9 @@ def keep_state(model: nn.Module):
 def predict(model: nn.Module, loader: Iterable, precision=None) -> tuple[Tensor, Tensor]:
     """Return logits, float32 (N, num_classes), and labels (N,) in the loader's order.
     precision: "float32", or None for that of the loader's config. Raises FloatingPointError
-    for logits that are infinite or NaN, and ValueError for labels that are no whole numbers, and
-    where the loader's config tells the classes, if logits or labels are not of these."""
+    for logits that are infinite or NaN, and ValueError for batches that are not two tensors, for
+    labels that are no whole numbers, and where the loader's config tells the classes, if logits
+    or labels are not of these."""
     config = get_made_with(loader)  # None for a loader of your own, or a list of batches
     if config:
         precision = precision or config.precision
@@ -816,12 +843,14 @@ def predict(model: nn.Module, loader: Iterable, precision=None) -> tuple[Tensor,
     labels = []
     with keep_modes(model):
         model.eval()
-        for images, batch_labels in loader:
+        for batch in loader:
+            check_batch(batch)
+            images, batch_labels = batch
             logits.append(forward(model, images, precision))
             labels.append(batch_labels)
     logits = torch.cat(logits)
     labels = torch.cat(labels)
-    check_labels(labels, config)
+    check_labels(labels, len(config.classes) if config else None)
     labels = labels.to(logits.device, torch.int64)
     if config:
         check_outputs(logits, config)
@@ -1082,6 +1111,7 @@ def test(model: nn.Module, test_loader: Iterable, precision=None) -> tuple[float
     """Evaluate in one pass; return the mean cross-entropy per image and the accuracy in %.
     precision, and what is raised: as in predict."""
     logits, labels = predict(model, test_loader, precision)
+    check_labels(labels, logits.shape[1])
     loss = F.cross_entropy(logits, labels).item()
     correct = (logits.argmax(1) == labels).sum().item()
     print_test(loss, correct, len(labels))
@@ -1833,7 +1863,7 @@ def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Confi
     check_for_testing(test_loader)
     logits, labels = predict(model, test_loader, config.precision)
     check_outputs(logits, config)
-    check_labels(labels, config)
+    check_labels(labels, len(config.classes))
     names = wrap_names(config)
     n = len(config.classes)
     matrix = metrics.confusion_matrix(labels.cpu(), logits.argmax(1).cpu(), labels=range(n))
@@ -1885,6 +1915,7 @@ def get_misclassified(model: nn.Module, test_loader: Iterable) -> Misclassified:
     logits, labels = predict(model, batches, config and config.precision)
     if config:
         check_outputs(logits, config)
+    check_labels(labels, logits.shape[1])
     losses = F.cross_entropy(logits, labels, reduction="none")
     probabilities, predictions = logits.softmax(1).max(1)
     is_wrong = predictions != labels
@@ -1917,8 +1948,8 @@ def get_fingerprint(model: nn.Module) -> str:
 def check_mistakes(misclassified: Misclassified, model: nn.Module | None, config: Config):
     """Raise ValueError if mistakes are of another model, other settings, or other classes."""
     check_same_data(misclassified.config, config)
-    check_labels(misclassified.labels, config)
-    check_labels(misclassified.predictions, config, "prediction")
+    check_labels(misclassified.labels, len(config.classes))
+    check_labels(misclassified.predictions, len(config.classes), "prediction")
     if model and misclassified.fingerprint not in (None, get_fingerprint(model)):
         raise ValueError(
             "These are the mistakes of another model, or it was trained since: "
@@ -2050,7 +2081,7 @@ def read_picture(picture, size: int) -> Tensor:
         if image.mode.startswith(("I", "F")):  # numbers above 255, which PIL would cut off
             pixels = np.asarray(image, dtype=float)
             white = find_white(image.mode, pixels.max())
-            image = Image.fromarray((255 * pixels / white).astype(np.uint8))
+            image = Image.fromarray((255 * pixels / white).clip(0, 255).astype(np.uint8))
         image = image.convert("RGBA")  # what is transparent shall be white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     except Exception as error:  # there is no telling what a damaged file raises
@@ -2110,7 +2141,9 @@ def plot_comparison(runs: dict[str, str | Path], config: Config):
     for name, folder in runs.items():
         records[name] = read_run(prepare_folder(folder))
         if records[name] is None:
-            raise ValueError(f"There is no run in {folder}: name the output_dir of one.")
+            raise ValueError(
+                f"There is no run in {folder} that can be read: name the output_dir of one."
+            )
     draw_comparison(records, config)
 
 
@@ -2130,10 +2163,11 @@ def draw_comparison(records: dict[str, dict], config: Config):
         epochs = range(1, done + 1)
         planned = records[name]["run"]["epochs"]
         note = "" if done == planned else f" ({done} of {planned} epochs)"
-        accuracy = f"{name}{note}: {get_accuracy(name):.2f} %"
-        loss = f"{name}: {history['test_loss'][-1]:.4f}"
-        axes[0].plot(epochs, history["test_accuracy"], ".-", label=accuracy)
-        axes[1].plot(epochs, history["test_loss"], ".-", label=loss)
+        # The number first: matplotlib's legend leaves out what begins with "_".
+        accuracy = f"{get_accuracy(name):.2f} %: {name}{note}"
+        loss = f"{history['test_loss'][-1]:.4f}: {name}"
+        axes[0].plot(epochs, history["test_accuracy"], ".-", label=textwrap.fill(accuracy, 50))
+        axes[1].plot(epochs, history["test_loss"], ".-", label=textwrap.fill(loss, 50))
     axes[0].set(title="Test accuracy", xlabel="epoch", ylabel="accuracy (%)")
     axes[1].set(title="Test loss", xlabel="epoch", ylabel="mean cross-entropy per image")
     most = max(len(record["history"]["test_loss"]) for record in records.values())

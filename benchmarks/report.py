@@ -242,16 +242,27 @@ def make_speed(results: dict) -> str:
 
 
 def get_blocks(results: dict) -> dict[str, str]:
-    """Return the sentence and the tables of the README by the names in their marks."""
-    return {
-        "headline": make_headline(results),
-        "comparison": make_comparison(results),
-        "check": make_check(results),
-        "results": make_results(results),
-        "log": make_log(results),
-        "settings": make_settings(results),
-        "speed": make_speed(results),
+    """Return the sentence and the tables of the README by the names in their marks; stop if a row
+    of results.json cannot be read."""
+    make = {
+        "headline": make_headline,
+        "comparison": make_comparison,
+        "check": make_check,
+        "results": make_results,
+        "log": make_log,
+        "settings": make_settings,
+        "speed": make_speed,
     }
+    blocks = {}
+    for mark, make_block in make.items():
+        try:
+            blocks[mark] = make_block(results)
+        except Exception as error:  # there is no telling what a row edited by hand raises
+            sys.exit(
+                f"A row of results.json lacks something, or has something else in its place, so "
+                f"{mark} cannot be written ({error!r}): take results.json from git again."
+            )
+    return blocks
 
 
 def update_readmes(check: bool) -> bool:
@@ -417,7 +428,8 @@ def get_own_settings(state: dict) -> dict:
 def take_run(folder: Path, add: bool):
     """Put a run into the record: in place of all others, with its weights, or as one more seed."""
     row = read_run(folder)
-    old = common.read_results().get("record", [])
+    results = common.read_results()
+    old = results.get("record", [])
     if add and old and row["settings"] not in [other["settings"] for other in old]:
         sys.exit(f"{folder} has other settings than the record: leave out --add.")
 
@@ -427,6 +439,7 @@ def take_run(folder: Path, add: bool):
         gone = [other for other in old if (other["settings"], other["seed"]) == own]
 
     kept = [other for other in old if other not in gone]
+    get_blocks({**results, "record": [*kept, row]})  # stops here, before anything has changed
     if not any("weights" in other for other in kept):  # the file belongs to this run now
         weights = None if "network" in row["settings"] else pack_weights(folder)
         replace_weights(weights)

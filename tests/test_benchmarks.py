@@ -375,6 +375,19 @@ def test_a_damaged_results_json_is_named_in_one_sentence(content, script, call, 
     assert (root / "results.json").read_bytes() == content
 
 
+@pytest.mark.parametrize("change", [{"accuracy": None}, {"max_lr": "0.03"}, {"history": {}}])
+def test_a_row_that_cannot_be_read_stops_before_anything_is_written(change, call, root):
+    common.add_row("record", make_record_row(settings=ROW_OF_MEAN, seed=1, **change))
+    save_run(root / "run", **MEAN)
+    before = (root / "results.json").read_bytes()
+    for arguments in (["run", "--add"], ["--check"], []):
+        with pytest.raises(SystemExit, match=r"^A row of results\.json[^\n]*$"):
+            call(report, *arguments)
+    assert (root / "results.json").read_bytes() == before
+    assert not (root / "models" / "resnet18.pt").exists()
+    assert read_readme() == BLOCKS
+
+
 def test_every_row_of_results_json_names_the_commit_of_its_code():
     results = json.loads((ROOT / "results.json").read_text(encoding="utf-8"))
     for rows in results.values():

@@ -46,8 +46,8 @@ def set_history(folder, accuracies, others):
 
 def test_the_best_run_stands_first_by_its_last_epoch(compare):
     drawn = compare(early=([90.0, 60.0], {}), best=([50.0, 80.0], {}), middle=([50.0, 70.0], {}))
-    assert drawn.legends[0] == ["best: 80.00 %", "middle: 70.00 %", "early: 60.00 %"]
-    assert drawn.legends[1] == ["best: 0.2000", "middle: 0.3000", "early: 0.4000"]
+    assert drawn.legends[0] == ["80.00 %: best", "70.00 %: middle", "60.00 %: early"]
+    assert drawn.legends[1] == ["0.2000: best", "0.3000: middle", "0.4000: early"]
     for axis in drawn.figure.axes:
         assert all([*line.get_xdata()] == [1, 2] for line in axis.lines)
     assert [*drawn.figure.axes[0].lines[-1].get_ydata()] == [90, 60]
@@ -56,7 +56,7 @@ def test_the_best_run_stands_first_by_its_last_epoch(compare):
 
 def test_a_run_that_is_not_finished_says_so_and_is_drawn_as_far_as_it_is(compare):
     drawn = compare(whole=([50.0, 60.0, 70.0], {}), part=([50.0, 65.0], {"epochs": 20}))
-    assert drawn.legends[0] == ["whole: 70.00 %", "part (2 of 20 epochs): 65.00 %"]
+    assert drawn.legends[0] == ["70.00 %: whole", "65.00 %: part (2 of 20 epochs)"]
     assert [*drawn.figure.axes[0].lines[1].get_xdata()] == [1, 2]
     assert drawn.figure.axes[0].get_xlim()[1] < 4, "no wider than the runs are"
 
@@ -133,6 +133,15 @@ def test_the_figure_tells_of_their_data_not_of_yours(compare):
     quick = {"profile": "quick", "dataset": "handwritten digits"}
     drawn = compare(c=([50.0], {**quick}), d=([60.0], {**quick}))
     assert "not CIFAR-10" in drawn.title[-1]
+
+
+def test_names_may_be_long_or_begin_with_an_underscore(compare):
+    long = "a run with" + " many words" * 18
+    drawn = compare(**{"_private": ([50.0], {}), long: ([60.0], {})})
+    assert drawn.legends[0][1] == "50.00 %: _private"
+    drawn.figure.canvas.draw()
+    for axis in drawn.figure.axes:
+        assert axis.get_window_extent().width > 0.3 * drawn.figure.bbox.width
 
 
 def test_a_single_epoch_is_seen(compare):

@@ -52,6 +52,21 @@ def test_full_run_without_a_gpu_is_told_to_be_long(make_config, capsys):
     assert "20 epochs may take many hours" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("folder", "is_told"),
+    [("outputs/full", True), ("MyDrive/S11", True), ("/content/drive/MyDrive/S11", False)],
+)
+def test_colab_tells_before_a_real_run_that_it_forgets_its_folder(
+    make_config, monkeypatch, capsys, folder, is_told
+):
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    make_config("full", output_dir=folder)
+    assert ("will forget" in capsys.readouterr().out) == is_told
+    make_config("quick", output_dir=folder)
+    assert "will forget" not in capsys.readouterr().out
+
+
 def test_colab_without_a_gpu_is_told_the_way_to_one(make_config, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
     make_config()
@@ -84,7 +99,7 @@ OWN = {"classes": ["cat", "dog"], "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2
 @pytest.mark.parametrize("profile", ["full", "quick"])
 def test_own_dataset_needs_classes_mean_and_std(make_config, profile, missing):
     given = {name: value for name, value in OWN.items() if name != missing}
-    with pytest.raises(ValueError, match=r"'pets' is your own .*classes, mean and std"):
+    with pytest.raises(ValueError, match=r"'pets' is none of .* your own .*classes, mean and std"):
         make_config(profile, dataset="pets", **given)
 
 
@@ -350,16 +365,33 @@ def test_a_device_that_is_not_there_is_told_in_one_sentence(make_config, device)
 
 
 def test_images_of_your_own_are_not_counted_by_train_images(make_config):
-    own = {"dataset": "mine", "classes": "ab", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    own = {"dataset": "mine", "classes": ("a", "b"), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     assert make_config("quick", **own).train_images is None, "though the quick profile has some"
     with pytest.raises(ValueError, match=r"^train_images is 64.*make_loader"):
         make_config("full", **own, train_images=64)
 
 
-def test_classes_may_be_torchvisions_dict(make_config):
+@pytest.mark.parametrize("classes", [{"bee": 1, "ant": 0}, {1: "bee", 0: "ant"}])
+def test_classes_may_be_a_dict_from_names_to_numbers_or_back(make_config, classes):
     own = {"dataset": "mine", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    config = make_config("full", **own, classes={"bee": 1, "ant": 0})
+    config = make_config("full", **own, classes=classes)
     assert config.classes == ("ant", "bee")
+
+
+@pytest.mark.parametrize("classes", [{"ant", "bee"}, frozenset({"ant"}), "ant bee"])
+def test_classes_without_an_order_are_refused(make_config, classes):
+    own = {"dataset": "mine", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(ValueError, match=r"^classes is [^\n]*: give a list[^\n]*$"):
+        make_config("full", **own, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [("CIFAR10", "none of [^\n]*'CIFAR-10'"), (["CIFAR-10"], "must be a name")],
+)
+def test_a_dataset_that_we_do_not_know_is_told_in_one_sentence(make_config, dataset, words):
+    with pytest.raises(ValueError, match=rf"^[^\n]*{words}[^\n]*$"):
+        make_config("full", dataset=dataset)
 
 
 def test_random_states_are_those_of_the_device_with_this_number(monkeypatch):

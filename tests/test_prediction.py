@@ -122,6 +122,12 @@ def test_a_dark_picture_of_16_bits_is_not_brightened():
     assert utils.read_picture(picture, 32).unique().tolist() == [0]  # 200 of 65,535
 
 
+def test_grey_below_black_is_black():
+    pixels = np.float32([[-3, 0], [0, 1]]).repeat(32, 0).repeat(32, 1)
+    corners = get_corners(utils.read_picture(Image.fromarray(pixels), 32))
+    assert corners[..., 0].tolist() == [[0, 0], [0, 255]]
+
+
 def test_what_is_transparent_is_white():
     picture = make_picture([(RED, GREEN), (BLUE, BLUE)]).convert("RGBA")
     alpha = np.uint8([[255, 255], [255, 0]]).repeat(32, 0).repeat(32, 1)

@@ -196,7 +196,8 @@ def find_block(words):
     return block
 
 
-RECIPES = {wish: get_code(line) for wish, line in read_recipes()}
+FOLDED = re.findall(r"folded below: \*(.+?)\*", README)
+RECIPES = {wish: get_code(line) for wish, line in read_recipes() if "folded below" not in line}
 SETTINGS = [wish for wish in RECIPES if "get_config(" in RECIPES[wish]]
 
 
@@ -223,6 +224,12 @@ def test_a_recipe_with_other_settings_trains(wish, notebook):
     train_loader, test_loader = utils.get_dataloaders(notebook["config"])
     notebook.update(train_loader=train_loader, test_loader=test_loader)
     assert len(train(notebook)["test_loss"]) == 1
+
+
+@pytest.mark.parametrize("title", FOLDED)
+def test_a_row_that_names_a_folded_part_finds_it_below_the_table(title):
+    below = README.partition("| I want to ... |")[2]
+    assert len(re.findall(rf"<summary>{title}", below)) == 1
 
 
 def test_the_recipe_for_resnet34_makes_a_larger_network(notebook):

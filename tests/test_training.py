@@ -653,9 +653,29 @@ def test_a_model_that_does_not_fit_the_classes_is_told(config, loaders, kind, wa
         WAYS[way](MISFITS[kind](), loaders, config)
 
 
+MEASURE = {name: WAYS[name] for name in ("test", "get_misclassified", "confusion matrix")}
+
+
+@pytest.mark.parametrize("way", MEASURE)
 @pytest.mark.parametrize("label", [10, -1])
-def test_a_label_outside_the_classes_is_not_left_out_of_the_matrix(model, config, label):
+def test_a_label_outside_the_classes_is_told(model, config, label, way):
     images, labels = make_data(20)
     labels[7] = label
-    with pytest.raises(ValueError, match=rf"label {label}.* 0 to 9"):
-        utils.plot_confusion_matrix(model, [(images, labels)], config)
+    with pytest.raises(ValueError, match=rf"^There is a label {label}[^\n]* 0 to 9[^\n]*$"):
+        MEASURE[way](model, (None, [(images, labels)]), config)
+
+
+IMAGES, LABELS = make_data(20)
+NO_PAIRS = {
+    "a dict": {"images": IMAGES, "labels": LABELS},
+    "three parts": (IMAGES, LABELS, LABELS),
+    "arrays": (IMAGES.numpy(), LABELS.numpy()),
+    "no labels": IMAGES,
+}
+
+
+@pytest.mark.parametrize("way", MEASURE)
+@pytest.mark.parametrize("kind", NO_PAIRS)
+def test_batches_that_are_no_pairs_of_tensors_are_told(model, config, kind, way):
+    with pytest.raises(ValueError, match=r"^Each batch[^\n]*two tensors[^\n]*$"):
+        MEASURE[way](model, (None, [NO_PAIRS[kind]]), config)
