@@ -13,6 +13,7 @@ Read it from top to bottom, in the order in which the data flows:
 """
 
 import copy
+import errno
 import hashlib
 import io
 import itertools
@@ -1229,6 +1230,20 @@ def check_start(model: nn.Module, train_loader, config: Config):
     elif getattr(model, "was_trained", False):
         print("This model was trained before, and is trained on from there. For a fresh one, run")
         print("the cell that makes the model, and then this one.")
+    make_folder(config.output_dir)
+
+
+def make_folder(folder: Path):
+    """Make a folder, so that a run of hours has one to write to; ValueError if there cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # a full disk may have room again
+            raise ValueError(
+                f"Nothing can be written to {describe_path(folder)} ({error}): "
+                "choose another output_dir."
+            ) from None
 
 
 def get_scheduler(optimizer, max_lr: float, steps: int, config: Config):

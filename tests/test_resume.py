@@ -288,6 +288,14 @@ def test_a_damaged_checkpoint_is_refused_kept_and_nothing_in_it_is_run(
     assert not (path.parent / "hacked").exists()
 
 
+@pytest.mark.parametrize("path", ["a file", "a file/below/it"])
+def test_a_folder_that_cannot_be_written_is_told_before_training(path, fit, tmp_path):
+    (tmp_path / "a file").write_text("of yours")
+    with pytest.raises(ValueError, match=r"^Nothing can be written to [^\n]*output_dir\.$"):
+        fit(output_dir=tmp_path / path)
+    assert (tmp_path / "a file").read_text() == "of yours"
+
+
 def test_a_full_disk_leaves_the_old_checkpoint_and_training_goes_on(path, fit, monkeypatch):
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
