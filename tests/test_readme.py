@@ -197,7 +197,7 @@ def find_block(words):
 
 
 FOLDED = re.findall(r"folded below: \*(.+?)\*", README)
-RECIPES = {wish: get_code(line) for wish, line in read_recipes() if "folded below" not in line}
+RECIPES = {wish: get_code(line) for wish, line in read_recipes() if not line.startswith("folded")}
 SETTINGS = [wish for wish in RECIPES if "get_config(" in RECIPES[wish]]
 
 
