@@ -1773,8 +1773,15 @@ def draw_heat_scale(figure: plt.Figure, axes):
 
 
 def wrap_names(config: Config) -> list[str]:
-    """Return the names of the classes in at most two lines of 14 characters."""
-    return [textwrap.fill(str(c), 14, max_lines=2, placeholder="...") for c in config.classes]
+    """Return the names of the classes in at most two lines of 14 characters. Of a longer one, the
+    end stays as well as the beginning: many may begin alike."""
+    names = []
+    for name in map(str, config.classes):
+        lines = textwrap.wrap(name, 14)
+        if len(lines) > 2:
+            lines = [lines[0], f"...{name[-11:]}"]
+        names.append("\n".join(lines))
+    return names
 
 
 @plot_style()

@@ -374,6 +374,18 @@ def test_names_of_classes_do_not_run_into_each_other(make_config, noise, shown, 
             assert next_x < x or x + width <= next_x
 
 
+def test_long_names_that_begin_alike_stay_apart(make_config):
+    cars = (
+        "Chevrolet Silverado 1500 Regular Cab 2012",
+        "Chevrolet Silverado 1500 Extended Cab 2012",
+    )
+    config = make_config("full", dataset="cars", classes=cars, mean=(0.5,) * 3, std=(0.5,) * 3)
+    first, second = utils.wrap_names(config)
+    assert first != second
+    for name in (first, second):
+        assert [len(line) <= 14 for line in name.split("\n")] == [True, True]
+
+
 def test_samples_show_the_images_as_they_were_stored_and_augmented(noise, pictures):
     utils.plot_samples(noise.train_loader, noise.config)
     drawn = [picture.get_array() for picture in pictures()]
