@@ -13,7 +13,6 @@ Read it from top to bottom, in the order in which the data flows:
 """
 
 import copy
-import errno
 import hashlib
 import io
 import itertools
@@ -831,13 +830,13 @@ def keep_state(model: nn.Module):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, loader: Iterable, precision=None) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, loader: Iterable, precision=None, config=None) -> tuple:
     """Return logits, float32 (N, num_classes), and labels (N,) in the loader's order.
-    precision: "float32", or None for that of the loader's config. Raises FloatingPointError
-    for logits that are infinite or NaN, and ValueError for batches that are not two tensors, for
-    labels that are no whole numbers, and where the loader's config tells the classes, if logits
-    or labels are not of these."""
-    config = get_made_with(loader)  # None for a loader of your own, or a list of batches
+    config: None for that of a loader of ours; precision: "float32", or None for that of config.
+    Raises FloatingPointError for logits that are infinite or NaN, and ValueError for batches that
+    are not two tensors, for labels that are no whole numbers, and where config tells the classes,
+    if logits or labels are not of these."""
+    config = config or get_made_with(loader)  # None for your own loader, or a list of batches
     if config:
         precision = precision or config.precision
     logits = []
@@ -1230,20 +1229,17 @@ def check_start(model: nn.Module, train_loader, config: Config):
     elif getattr(model, "was_trained", False):
         print("This model was trained before, and is trained on from there. For a fresh one, run")
         print("the cell that makes the model, and then this one.")
-    make_folder(config.output_dir)
+    check_folder(config.output_dir)
 
 
-def make_folder(folder: Path):
-    """Make a folder, so that a run of hours has one to write to; ValueError if there cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        if error.errno != errno.ENOSPC:  # a full disk may have room again
-            raise ValueError(
-                f"Nothing can be written to {describe_path(folder)} ({error}): "
-                "choose another output_dir."
-            ) from None
+def check_folder(folder: Path):
+    """Raise ValueError if a folder can be neither written nor made: nothing of a run of hours
+    would be kept."""
+    nearest = next(path for path in [folder, *folder.parents] if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(
+            f"Nothing can be written to {describe_path(folder)}: choose another output_dir."
+        )
 
 
 def get_scheduler(optimizer, max_lr: float, steps: int, config: Config):
@@ -1883,9 +1879,7 @@ def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Confi
     """Draw how many test images of each class are taken for which, with accuracies."""
     check_same_data(get_made_with(test_loader), config)
     check_for_testing(test_loader)
-    logits, labels = predict(model, test_loader, config.precision)
-    check_outputs(logits, config)
-    check_labels(labels, len(config.classes))
+    logits, labels = predict(model, test_loader, config=config)
     names = wrap_names(config)
     n = len(config.classes)
     matrix = metrics.confusion_matrix(labels.cpu(), logits.argmax(1).cpu(), labels=range(n))
@@ -1934,9 +1928,7 @@ def get_misclassified(model: nn.Module, test_loader: Iterable) -> Misclassified:
     check_for_testing(test_loader)
     config = get_made_with(test_loader)
     batches = list(test_loader)  # one pass, so that images and logits belong together
-    logits, labels = predict(model, batches, config and config.precision)
-    if config:
-        check_outputs(logits, config)
+    logits, labels = predict(model, batches, config=config)
     check_labels(labels, logits.shape[1])
     losses = F.cross_entropy(logits, labels, reduction="none")
     probabilities, predictions = logits.softmax(1).max(1)

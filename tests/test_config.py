@@ -373,16 +373,14 @@ def test_images_of_your_own_are_not_counted_by_train_images(make_config):
 
 @pytest.mark.parametrize("classes", [{"bee": 1, "ant": 0}, {1: "bee", 0: "ant"}])
 def test_classes_may_be_a_dict_from_names_to_numbers_or_back(make_config, classes):
-    own = {"dataset": "mine", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    config = make_config("full", **own, classes=classes)
+    config = make_config("full", dataset="mine", **OWN | {"classes": classes})
     assert config.classes == ("ant", "bee")
 
 
 @pytest.mark.parametrize("classes", [{"ant", "bee"}, frozenset({"ant"}), "ant bee"])
 def test_classes_without_an_order_are_refused(make_config, classes):
-    own = {"dataset": "mine", "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with pytest.raises(ValueError, match=r"^classes is [^\n]*: give a list[^\n]*$"):
-        make_config("full", **own, classes=classes)
+        make_config("full", dataset="mine", **OWN | {"classes": classes})
 
 
 @pytest.mark.parametrize(
