@@ -14,6 +14,8 @@ from contextlib import redirect_stdout
 from io import StringIO
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
 import utils
 from benchmarks import common, record, report
@@ -27,8 +29,8 @@ SCORES = {
 }
 
 
-def measure(row: dict, weights: dict, near_duplicates: set[int]) -> dict:
-    """Return the scores of weights with the normalisation of their row's run."""
+def prepare(row: dict, weights: dict) -> tuple[nn.Module, DataLoader]:
+    """Return the network with these weights, and the test images, normalised as in its run."""
     settings = {name: row["settings"][name] for name in ("mean", "std") if name in row["settings"]}
     settings |= {"precision": "float32", "batch_size": 50}  # so few stay in a CPU's cache
     with redirect_stdout(StringIO()):  # nothing is trained
@@ -41,9 +43,15 @@ def measure(row: dict, weights: dict, near_duplicates: set[int]) -> dict:
     model = ResNet18()
     utils.load_weights(model, weights)
     model.to(config.device, memory_format=torch.channels_last)  # faster on a CPU, too
+    return model, test_loader
+
+
+def measure(row: dict, weights: dict, near_duplicates: set[int]) -> dict:
+    """Return the scores of weights with the normalisation of their row's run."""
+    model, test_loader = prepare(row, weights)
     n = len(test_loader.dataset)
     print(f"Each of {n:,} test images is seen twice, as it is and mirrored ...", flush=True)
-    return record.score(model, test_loader, near_duplicates, config.precision)
+    return record.score(model, test_loader, near_duplicates, "float32")
 
 
 def compare(scores: dict, row: dict) -> bool:

@@ -17,7 +17,7 @@ import torchvision
 from torch import nn
 
 import utils
-from benchmarks import common, record, report, speed, sweep, verify
+from benchmarks import common, edges, record, report, speed, sweep, verify
 from helpers import ROOT, make_images, make_network, save_run
 from models.resnet import ResNet18
 
@@ -127,7 +127,7 @@ def test_a_call_that_makes_no_sense_is_refused_before_anything_is_trained(
     assert utils.train.call_count == 0
 
 
-@pytest.mark.parametrize("script", [sweep, record, speed, report, verify])
+@pytest.mark.parametrize("script", [sweep, record, speed, report, verify, edges])
 def test_help_does_nothing_else(script, call, capsys):
     with pytest.raises(SystemExit) as stopped:
         call(script, "--help")
@@ -980,9 +980,55 @@ def test_what_verify_writes_stands_in_the_readme(scores, root):
     assert f"| {scores['mirrored_accuracy']:.2f} % |" in (root / "README.md").read_text()
 
 
-def test_missing_weights_are_told(call):
+@pytest.mark.parametrize("script", [verify, edges])
+def test_missing_weights_are_told(script, call):
     with pytest.raises(SystemExit, match=r"^There are no weights[^\n]*$"):
-        call(verify)
+        call(script)
+
+
+# Corners, the middle of a side, and what lies one cell further inside; 4 x 4 pixels are a cell.
+PLACES = {(0, 0): 1, (31, 31): 1, (3, 17): 1, (16, 28): 1, (4, 4): 0, (27, 27): 0, (16, 16): 0}
+
+
+@pytest.mark.parametrize(("place", "count"), PLACES.items())
+def test_the_brightest_cell_is_found_at_the_edge_or_inside(place, count):
+    network = nn.Sequential()  # GradCAM's map is the means of 4 x 4 pixels, for any class
+    network.add_module("layer3", nn.Sequential(nn.Conv2d(3, 1, 4, 4)))
+    network.add_module("rest", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    network.add_module("linear", nn.Linear(1, 2))
+    for parameter in network.parameters():
+        nn.init.ones_(parameter)
+    images = torch.zeros(60, 3, 32, 32)  # more than a batch
+    images[:, :, place[0], place[1]] = 1
+    assert edges.count_at_edge(network, images, torch.ones(60, dtype=torch.int64)) == 60 * count
+    images[:] = 0
+    assert edges.count_at_edge(network, images, torch.ones(60, dtype=torch.int64)) == 0
+
+
+def test_mistakes_are_compared_with_as_many_right_answers(add_weights, call, capsys, monkeypatch):
+    add_weights(accuracy=0.0)
+    count = Mock(side_effect=[3, 2])
+    monkeypatch.setattr(edges, "count_at_edge", count)
+    torch.manual_seed(0)
+    network = make_network().eval()  # that of add_weights
+    pixels = torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        images = utils.Normalize(utils.Config.mean, utils.Config.std)(pixels.permute(0, 3, 1, 2))
+        answers = network(images).argmax(1)
+    labels = answers.clone()
+    labels[:10] = (labels[:10] + 1) % 10
+    monkeypatch.setattr(utils, "load_cifar10", lambda _: (None, (pixels, labels)))
+    call(edges)
+    assert "3 of 10 mistakes (30 %)" in (told := capsys.readouterr().out)
+    assert "2 of 10 right answers (20 %)" in told
+    wrong, right = count.call_args_list
+    assert sorted(wrong.args[2].tolist()) == sorted(answers[:10].tolist()), "not the true classes"
+    chosen = {
+        next(i for i, other in enumerate(images) if torch.equal(image, other))
+        for image in right.args[1]
+    }
+    assert len(chosen) == 10
+    assert min(chosen) >= 10
 
 
 @pytest.fixture
