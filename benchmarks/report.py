@@ -103,10 +103,11 @@ def make_headline(results: dict) -> str:
 
 def make_comparison(results: dict) -> str:
     """Return the table of the same network here and elsewhere."""
-    zoo = "[cifar10-zoo](https://github.com/KellerJordan/cifar10-zoo), SGD"
+    zoo = "[cifar10-zoo](https://github.com/KellerJordan/cifar10-zoo/blob/"
+    zoo += "d5a9ca595b26d7f10186ae7146f606a99fd548ec/airbench/baselines/train_resnet18_{}.py), SGD"
     rows = [
-        [zoo, "26", "93.44 %", "94.00 %", "3 (mirrored: 200)"],
-        [zoo, "80", "95.45 %", "95.88 %", "3 (mirrored: 100)"],
+        [zoo.format(94), "26", "93.44 %", "94.00 %", "3 (mirrored: 200)"],
+        [zoo.format(96), "80", "95.45 %", "95.88 %", "3 (mirrored: 100)"],
     ]
     record = get_record(results)
     own_rows = []
@@ -473,7 +474,7 @@ def replace_weights(weights: bytes | None):
         print("Replaced:", path)
     elif path.exists():
         path.unlink()
-        print(f"Removed: {path}, since this run is of another network.")
+        print(f"Removed: {path}, of another network than this run. Delete it in your fork, too.")
 
 
 def copy_figures(folder: Path):
