@@ -163,8 +163,8 @@ class Config:
 
         for name in ("mean", "std"):
             values = getattr(self, name)
-            in_range = [type(v) in (int, float) and 0 <= v <= 1 for v in values]
-            if in_range != [True] * 3 or (name == "std" and min(values) == 0):
+            are_right = all(type(v) in (int, float) and 0 <= v <= 1 for v in values)
+            if len(values) != 3 or not are_right or (name == "std" and min(values) == 0):
                 raise ValueError(
                     f"{name} is {values}: choose 3 numbers from 0 to 1, white being 1, std above 0."
                 )
@@ -270,12 +270,13 @@ def to_plain(settings: dict) -> dict:
 def announce(config: Config):
     """Print what will run on what, and how far the run in output_dir has come."""
     saved = read_run(config.output_dir)
+    done = len(saved["history"]["seconds"]) if saved and goes_on(config) else 0
     folder = describe_path(config.output_dir)
     if config.profile == "quick":
         data = "a short run" if config.dataset == "CIFAR-10" else f"{config.dataset}, NOT CIFAR-10"
         print(f"*** QUICK PROFILE: {data}. The numbers are no result. ***")
         print("The real run starts by itself where there is a GPU, or with S11_PROFILE=full.")
-    elif config.device.type == "cpu" and not config.caveat:
+    elif config.device.type == "cpu" and not config.caveat and done < config.epochs:
         print(f"This runs on the CPU, where {config.epochs} epochs may take many hours.")
         has_weights = (CODE / "models" / "resnet18.pt").exists()
         if config.dataset == "CIFAR-10" and has_weights and saved is None:
@@ -290,13 +291,10 @@ def announce(config: Config):
     what = f"{config.dataset}, {config.epochs} epochs, batches of {config.batch_size}"
     print(f"{what}, on {describe_machine(config)}")
 
-    if saved is None or not goes_on(config):
-        return
-    done = len(saved["history"]["seconds"])
-    if done < config.epochs:
+    if 0 < done < config.epochs:
         print(f"{done} of {config.epochs} epochs are done: training goes on with epoch {done + 1}.")
-    else:
-        print(f"This run is finished: it lies in {folder}, and is loaded.")
+    if done == config.epochs:
+        print(f"This run is finished: it lies in {folder}, and the training cell loads it.")
         print("To train again, choose another output_dir or resume=False.")
 
 
@@ -730,18 +728,28 @@ def check_same_data(made_with: Config | None, config: Config):
             )
 
 
-def check_loader(loader, config: Config) -> Tensor:
-    """Return the labels of a first batch; ValueError if training cannot use the loader, or if
-    settings have changed since it was made."""
-    check_same_data(get_made_with(loader), config)
+def check_loader(loader, config: Config) -> tuple[Tensor, Tensor]:
+    """Return a first batch; ValueError if training cannot use the loader, or if settings have
+    changed since it was made."""
+    made_with = get_made_with(loader)
+    check_same_data(made_with, config)
     with keep_random_state(config.device):  # a DataLoader draws a number to begin
         batches = iter(loader)
         if batches is loader or not hasattr(loader, "__len__"):
             raise ValueError("The loader can be read once only, or has no length: use DataLoader.")
-        batch = next(batches, None)
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if made_with is None:
+                raise
+            reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+            raise ValueError(
+                f"This loader gives no batch ({reason}): a DataLoader over our dataset needs "
+                "collate_fn=tuple, and no workers."
+            ) from None
     check_batch(batch)
     check_labels(batch[1], len(config.classes))
-    return batch[1]
+    return batch
 
 
 def check_batch(batch):
@@ -749,6 +757,15 @@ def check_batch(batch):
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     if not is_pair or not all(isinstance(part, Tensor) for part in batch):
         raise ValueError("Each batch of the loader must be two tensors: images and labels.")
+
+
+def tell_untrained(model: nn.Module, config: Config | None):
+    """Tell if output_dir holds a run, but this model was neither trained nor loaded."""
+    if getattr(model, "was_trained", False) or config is None or not read_run(config.output_dir):
+        return
+    folder = describe_path(config.output_dir)
+    print(f"Is this model trained? {folder} holds a run, but the training cell, which loads it,")
+    print("has not run with this model.")
 
 
 def check_for_testing(loader):
@@ -1021,8 +1038,8 @@ def get_filters(model: nn.Module) -> set[nn.Parameter]:
 # What is kept of a training, each inside the next:
 #     run      settings, network and number of steps: they tell one run from another
 #     record   the run, its history and the other names in RECORD: history.json
-#     state    the record, and the states of model, optimizer, scheduler, scaler and random
-#              numbers: checkpoint.pt
+#     state    the record, the states of model, optimizer, scheduler, scaler and random
+#              numbers, and what the model answers to two images: checkpoint.pt
 RECORD = (
     "run",
     "max_lr",
@@ -1137,7 +1154,8 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
         raise ValueError(f"max_lr is {max_lr!r}, but must be a number above 0.")
     max_lr = float(max_lr)
     check_start(model, train_loader, config)
-    check_loader(test_loader, config)
+    images, _ = check_loader(test_loader, config)
+    probe = images[:2].cpu().clone()
     check_for_testing(test_loader)
     resumes = goes_on(config)
     if not resumes:
@@ -1177,9 +1195,10 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
             history["test_accuracy"].append(test_accuracy)
             history["seconds"].append(seconds)
             history["lr"] += lrs
-            save_checkpoint(parts, record, config)
+            save_checkpoint(parts, record, probe, config)
     except KeyboardInterrupt:
-        if not (config.output_dir / "checkpoint.pt").exists():  # to start anew
+        is_saved = (config.output_dir / "checkpoint.pt").exists()
+        if not is_saved and len(history["seconds"]) < 2:  # of more epochs, the model is all
             model.load_state_dict(untrained, strict=False)
             model.was_trained = record["trained_before"]
         print_interruption(config)
@@ -1190,7 +1209,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
     model.was_trained = True
     model.eval()  # ready to be used
     replace_file(config.output_dir / "model.pt", to_bytes(model.state_dict()))
-    return History(history, config)
+    return History(history, config, run["transforms"])
 
 
 def start_record(run: dict, max_lr: float, model: nn.Module) -> dict:
@@ -1215,7 +1234,7 @@ def check_start(model: nn.Module, train_loader, config: Config):
     device = next(model.parameters()).device
     if device != config.device:
         raise ValueError(f"The model is on {device}: put it on {config.device} by model.to(...).")
-    labels = check_loader(train_loader, config)
+    _, labels = check_loader(train_loader, config)
     tell_order(train_loader, labels)
     persists = getattr(train_loader, "persistent_workers", False)
     if persists and config.cutout_free_fraction and get_cutouts(train_loader):
@@ -1265,11 +1284,13 @@ def get_cutout_end(config: Config) -> int:
 
 
 class History(dict):
-    """The lists of a training's numbers, by the names in HISTORY; it knows its run's config."""
+    """The lists of a training's numbers, by the names in HISTORY; it knows its run's config.
+    transforms: "ours", or "others" for training images that did not pass our CutOut."""
 
-    def __init__(self, lists: dict[str, list[float]], config: Config):
+    def __init__(self, lists: dict[str, list[float]], config: Config, transforms: str = "ours"):
         super().__init__(lists)
         self.config = config
+        self.transforms = transforms
 
 
 def get_settings(config: Config) -> dict:
@@ -1279,7 +1300,7 @@ def get_settings(config: Config) -> dict:
 
 
 def describe_run(model: nn.Module, train_loader, config: Config) -> dict:
-    """Return all by which a run is recognised: settings, network and number of steps."""
+    """Return all by which a run is recognised: settings, network, number of steps, transforms."""
     parts = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
     for name, value in model.state_dict().items():
         parts.append(f"{name} {tuple(getattr(value, 'shape', ()))}")
@@ -1288,6 +1309,7 @@ def describe_run(model: nn.Module, train_loader, config: Config) -> dict:
         **get_settings(config),
         "network": f"{type(model).__name__} {digest[:12]}",
         "number of steps": config.epochs * len(train_loader),
+        "transforms": "ours" if get_cutouts(train_loader) else "others",
     }
 
 
@@ -1295,14 +1317,15 @@ def note_machine(record: dict, config: Config):
     """Note the machine and the code of a run; one that went on elsewhere names all of them."""
     for name, now in {"machine": describe_machine(config), "commit": get_commit()}.items():
         before = record.setdefault(name, now)
-        *_, last = str(before).rsplit(", then ", 1)
+        last = str(before).split(", then ")[-1]
         if last != str(now):
             record[name] = f"{before}, then {now}"
 
 
-def save_checkpoint(parts: dict, record: dict, config: Config):
+def save_checkpoint(parts: dict, record: dict, probe: Tensor, config: Config):
     """Save all that a run needs to go on after a disconnect, and its record as JSON.
-    Raises RuntimeError if another run has saved there since this one did."""
+    probe: images (N, C, H, W), whose answers are saved, too. Raises RuntimeError if another run
+    has saved there since this one did."""
     saved = read_run(config.output_dir)
     if saved and saved["stamp"] != record["stamp"]:
         raise RuntimeError(
@@ -1310,12 +1333,34 @@ def save_checkpoint(parts: dict, record: dict, config: Config):
             "kept: give each run an output_dir of its own."
         )
     new = {**record, "stamp": uuid.uuid4().hex}
+    answers = ask(parts["model"], probe, config)
     state = {name: part.state_dict() for name, part in parts.items()}
     state["random_states"] = get_random_states(config.device)
+    state["probe"] = {"images": probe, "answers": answers}
     if replace_file(config.output_dir / "checkpoint.pt", to_bytes({**state, **new})):
         replace_file(config.output_dir / "history.json", json.dumps(new).encode())
     saved = read_run(config.output_dir)  # a full disk may hold neither, or only one of them
-    record["stamp"] = saved and saved["stamp"]
+    if saved:
+        record["stamp"] = saved["stamp"]
+
+
+def ask(model: nn.Module, images: Tensor, config: Config) -> Tensor:
+    """Return the logits of images on the CPU, in float32, so that machines compare; neither the
+    model nor random numbers change."""
+    with keep_random_state(config.device), keep_state(model), torch.no_grad():
+        model.eval()
+        return forward(model, images, "float32").cpu()
+
+
+def answers_alike(model: nn.Module, probe: dict, config: Config) -> bool:
+    """Return whether a model answers to the images of a probe as the one that was saved. (What
+    answers by chance cannot be told from it.)"""
+    first = ask(model, probe["images"], config)
+    second = ask(model, probe["images"], config)
+    tolerance = 0.02 * probe["answers"].abs().max()  # machines round differently
+    is_random = (first - second).abs().max() > tolerance
+    is_near = (first - probe["answers"]).abs().max() <= tolerance
+    return bool(is_random or is_near)
 
 
 def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
@@ -1335,11 +1380,20 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
             raise ValueError("some steps are missing")
         set_random_states(state["random_states"], config.device)
         for name, part in parts.items():
-            if state[name] or name != "scaler":  # a scaler's is empty where it was not used
-                part.load_state_dict(state[name])
+            if name == "scaler" and not state[name]:  # it was not used
+                continue
+            part.load_state_dict(state[name])
+        is_same = answers_alike(model, state["probe"], config)
     except Exception as error:
         model.load_state_dict(untouched, strict=False)
         raise ValueError(explain_damage(path, error)) from None
+    if not is_same:
+        model.load_state_dict(untouched, strict=False)
+        raise ValueError(
+            f"{describe_path(config.output_dir)} holds a run of another network: it has the same "
+            "weights, but answers otherwise, so a layer or forward has changed. Choose another "
+            "output_dir, or start over with resume=False, which renames it."
+        )
     # Had the process died between its two files, they would differ.
     replace_file(config.output_dir / "history.json", json.dumps(record).encode())
     return record
@@ -1391,7 +1445,7 @@ def read_history(config: Config) -> History:
             f"The run in {describe_path(config.output_dir)} has another {', '.join(changed)}: "
             "give get_config the settings of that run, or another output_dir."
         )
-    return History(record["history"], config)
+    return History(record["history"], config, record["run"].get("transforms", "ours"))
 
 
 def load_result(model: nn.Module, config: Config) -> History:
@@ -1463,8 +1517,13 @@ def read_result(code: Path) -> tuple[dict, dict]:
 
 
 def find_changes(old: dict, new: dict) -> list[str]:
-    """Return the names of new settings that differ from the old; as JSON, a tuple is a list."""
-    return [name for name in new if json.dumps(new[name]) != json.dumps(old.get(name))]
+    """Return the names of new settings that differ from the old."""
+    return [name for name in new if to_json(new[name]) != to_json(old.get(name))]
+
+
+def to_json(value):
+    """Return what JSON makes of a value: of a tuple, a list."""
+    return json.loads(json.dumps(value))
 
 
 def refuse_other_run(run: dict, saved: dict | None, config: Config):
@@ -1800,14 +1859,14 @@ def plot_lr_finder(lrs: list[float], losses: list[float], max_lr: float, config:
     ]
     for label, rate, color, style in marks:
         ax.axvline(rate, color=color, linestyle=style, label=f"{label}: {rate:.2g}")
-    ax.axvline(max_lr, color=ORANGE, linestyle="--", label=f"our peak: {max_lr:.3g}")
+    ax.axvline(max_lr, color=ORANGE, linestyle="--", label=f"our rule: {max_lr:.3g}")
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
     ax.xaxis.set(major_formatter="{x:g}", minor_formatter=plt.LogFormatter())  # no LaTeX
     # What blows up is off the scale.
     ax.set_ylim(smoothed[lowest] - fall / 2, smoothed[0] + fall)
     ax.set_xlim(rates[0] / 1.2, max(1.2 * max_lr, min(10 * rates[lowest], 1.2 * lrs[-1])))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    show_figure(figure, f"LR finder: OneCycle will peak at {max_lr:.3g}", "lr_finder", config)
+    show_figure(figure, f"LR finder: our rule says a peak of {max_lr:.3g}", "lr_finder", config)
 
 
 @plot_style()
@@ -1841,18 +1900,18 @@ def check_history(history: History, config: Config):
 @plot_style()
 def plot_history(history: dict[str, list[float]], config: Config):
     """Draw loss and accuracy of train and test per epoch, and the learning rate per step; of our
-    own training, a line shows where CutOut ends. history: of fit_one_cycle, or of a training loop
+    own transforms, a line shows where CutOut ends. history: of fit_one_cycle, or of a training loop
     of your own, with the lists named in HISTORY except seconds. Raises ValueError for the history
     of a run with other settings."""
     is_ours = hasattr(history, "config")
+    has_cutout = is_ours and history.transforms == "ours"
     if is_ours:
         check_history(history, config)
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))
     done = len(history["test_loss"])
     epochs = range(1, done + 1)
     units = {"loss": "mean cross-entropy per image", "accuracy": "accuracy (%)"}
-    has_our_data = is_ours and config.dataset in DATASETS  # of other loaders, we know no CutOut
-    train_label = "train (augmented)" if has_our_data else "train"
+    train_label = "train (augmented)" if has_cutout else "train"
     for ax, (name, unit) in zip(axes, units.items(), strict=False):
         ax.plot(epochs, history[f"train_{name}"], ".--", color=ORANGE, label=train_label)
         ax.plot(epochs, history[f"test_{name}"], ".-", color=BLUE, label="test")
@@ -1860,10 +1919,11 @@ def plot_history(history: dict[str, list[float]], config: Config):
     # Steps are spread over their epochs: the last of epoch 1 stands at 1.
     steps = np.arange(1, len(history["lr"]) + 1) * (done / len(history["lr"]))
     axes[2].plot(steps, history["lr"], color=GREEN, label=f"peak: {max(history['lr']):.3g}")
-    axes[2].set(title="Learning rate" + ": OneCycle" * is_ours, ylabel="learning rate")
+    title = "Learning rate: OneCycle" if is_ours else "Learning rate"
+    axes[2].set(title=title, ylabel="learning rate")
 
     with_cutout = get_cutout_end(config)
-    if has_our_data and config.cutout_size and with_cutout < done:
+    if has_cutout and config.cutout_size and with_cutout < done:
         for ax in axes:
             ax.axvline(with_cutout, color=GREY, linestyle=":", label="CutOut ends")
     for ax in axes:
@@ -1879,6 +1939,7 @@ def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Confi
     """Draw how many test images of each class are taken for which, with accuracies."""
     check_same_data(get_made_with(test_loader), config)
     check_for_testing(test_loader)
+    tell_untrained(model, config)
     logits, labels = predict(model, test_loader, config=config)
     names = wrap_names(config)
     n = len(config.classes)
@@ -1927,6 +1988,7 @@ def get_misclassified(model: nn.Module, test_loader: Iterable) -> Misclassified:
     Raises ValueError for a loader that augments its images, and what predict raises."""
     check_for_testing(test_loader)
     config = get_made_with(test_loader)
+    tell_untrained(model, config)
     batches = list(test_loader)  # one pass, so that images and logits belong together
     logits, labels = predict(model, batches, config=config)
     check_labels(labels, logits.shape[1])
@@ -2101,8 +2163,8 @@ def read_picture(picture, size: int) -> Tensor:
     except Exception as error:  # there is no telling what a damaged file raises
         what = textwrap.shorten(str(picture), 200, placeholder=" ...")
         raise ValueError(
-            f"{what} is no picture that can be read ({error!r}): give a path, a file, its bytes, "
-            "or an image of PIL."
+            f"{what} is no picture that can be read ({error!r}): save it as JPEG or PNG, and "
+            "give its path, the file, its bytes, or an image of PIL."
         ) from None
     image = ImageOps.fit(image.convert("RGB"), (size, size))
     return torch.tensor(np.array(image)).permute(2, 0, 1)[None]
@@ -2114,6 +2176,7 @@ def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None
     probabilities and, if a target_layer is given, GradCAM's map for the likeliest.
     picture: whatever PIL reads, of any size and shape. Raises ValueError if it cannot be
     read, and FloatingPointError for logits that are infinite or NaN."""
+    tell_untrained(model, config)
     normalize = Normalize(config.mean, config.std)
     images = normalize(read_picture(picture, config.image_size))
     logits = predict_images(model, images, config.precision)
@@ -2201,9 +2264,12 @@ def find_differences(records: list[dict]) -> list[str]:
     """Return what differs between runs, each with the values in the order of the records."""
     facts = []
     for record in records:
-        run = json.loads(json.dumps(record["run"]))  # a tuple is a list, as in history.json
-        peak = f"{record['max_lr']:.3g}"
-        facts.append({**run, "peak": peak, "machine": record["machine"], "code": record["commit"]})
+        fact = to_json(record["run"])
+        fact["peak"] = f"{record['max_lr']:.3g}"
+        fact["trained before"] = record.get("trained_before", False)  # no row of results.json is
+        fact["machine"] = record["machine"]
+        fact["code"] = record["commit"]
+        facts.append(fact)
 
     differences = {}
     for name in dict.fromkeys(name for fact in facts for name in fact):

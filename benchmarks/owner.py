@@ -56,6 +56,9 @@ def find_repository(account: str) -> str | None:
     except OSError:  # git is not installed
         return None
 
+    pulled = ROOT / ".git" / "FETCH_HEAD"
+    if not origin and pulled.exists():  # the notebook's setup cell pulls from an address
+        origin = pulled.read_text().partition("\n")[0]
     found = re.fullmatch(rf".*\bgithub\.com[:/]{PAIR}/?", origin)
     if found and found["account"].lower() == account.lower():
         return found["repository"].removesuffix(".git")

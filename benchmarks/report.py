@@ -147,13 +147,19 @@ def make_check(results: dict) -> str:
     for row in record:
         if "weights" in row:
             return (
-                "**Check it yourself:** `.venv/bin/python -m benchmarks.verify` measures our "
-                f"weights, [models/resnet18.pt](models/resnet18.pt) (seed {row['seed']}), on the "
-                "10,000 test images. It takes about three minutes on two CPU cores, and no GPU. "
+                "**Check it yourself:** `.venv/bin/python -m benchmarks.verify` (on Colab, in "
+                "a new cell, `!python -m benchmarks.verify`) measures our weights, "
+                f"[models/resnet18.pt](models/resnet18.pt) (seed {row['seed']}), on the 10,000 "
+                "test images. It takes about three minutes on two CPU cores, and no GPU. "
                 'In the notebook, with `profile="full"`, the line '
                 "`history = utils.load_result(model, config)` in place of the LR finder and the "
                 "training shows our mistakes and GradCAM without a GPU, too."
             )
+    if record and "network" in record[0]["settings"]:
+        return (
+            "**Check it yourself:** run the notebook. (This network is not ResNet18, so its "
+            "weights are not in `models/`.)"
+        )
     last = max((row["seed"] for row in record if not row["settings"]), default=-1)
     command = f"`.venv/bin/python -m benchmarks.record --seeds {last + 2}`"  # from 0 on
     return (
@@ -386,6 +392,7 @@ def read_run(folder: Path) -> dict:
         history = state["history"]
         done = len(history["test_loss"])
         train_images = min(run["train_images"] or 50_000, 50_000)
+        transforms = run.get("transforms", "ours")
         is_cifar10 = (run["profile"], run["dataset"]) == ("full", "CIFAR-10")
         row = {
             "commit": state.get("commit"),
@@ -403,8 +410,8 @@ def read_run(folder: Path) -> dict:
 
     if done < run["epochs"]:
         sys.exit(f"{path} has {run['epochs'] - done} of {run['epochs']} epochs to go.")
-    if not is_cifar10 or train_images < 50_000:
-        sys.exit(f"{path} is not of a run on all of CIFAR-10, so it is no result.")
+    if not is_cifar10 or train_images < 50_000 or transforms != "ours":
+        sys.exit(f"{path} is not of a run on all of CIFAR-10 with our loaders, so it is no result.")
     if state.get("trained_before"):
         sys.exit(
             f"{path} is of a model that had been trained before, so it is no seed of its own: "
@@ -432,7 +439,10 @@ def take_run(folder: Path, add: bool):
     results = common.read_results()
     old = results.get("record", [])
     if add and old and row["settings"] not in [other["settings"] for other in old]:
-        sys.exit(f"{folder} has other settings than the record: leave out --add.")
+        sys.exit(
+            f"{folder} has other settings than the record, so it is no further seed. Without "
+            "--add, it replaces all rows of the record, and models/resnet18.pt."
+        )
 
     gone = old
     if add:

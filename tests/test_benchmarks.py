@@ -157,6 +157,21 @@ def test_the_folder_of_a_run_goes_when_its_row_is_there(call, root):
     assert not list(root.rglob("checkpoint.pt"))
 
 
+@pytest.mark.parametrize("script", [sweep, record])
+def test_half_of_a_run_of_other_code_is_told_and_kept(script, call, root, capsys):
+    utils.train.side_effect = [DEFAULT, KeyboardInterrupt]
+    with pytest.raises(KeyboardInterrupt):
+        call(script, *TRAINED, "--seeds=1")
+    (path,) = root.rglob("history.json")
+    path.write_text(path.read_text().replace('"momentum": 0.9', '"momentum": 0.8'))  # its default
+    with pytest.raises(SystemExit):
+        call(script, *TRAINED, "--seeds=1")
+    *_, told = capsys.readouterr().err.splitlines()
+    assert f"{path.parent} holds a run of other code" in told
+    assert "delete it" in told
+    assert path.exists()
+
+
 def test_record_trains_on_all_images_and_tests_once_after_the_end(call):
     call(record, *TRAINED, "--seeds=1")
     (row,) = read_rows("record")
@@ -478,7 +493,7 @@ def test_add_leaves_the_figures_alone(call, root):
 def test_add_refuses_other_settings(call, root):
     common.add_row("record", {"settings": {"momentum": 0.8}, "seed": 0})
     save_run(root / "run")
-    with pytest.raises(SystemExit, match="other settings"):
+    with pytest.raises(SystemExit, match=r"other settings[^\n]*replaces all rows"):
         call(report, "run", "--add")
     assert len(read_rows("record")) == 1
 
@@ -489,6 +504,7 @@ def test_add_refuses_other_settings(call, root):
         ({"profile": "quick"}, "not of a run on all"),
         ({"dataset": "mine"}, "not of a run on all"),
         ({"train_images": 60}, "not of a run on all"),
+        ({"transforms": "others"}, "not of a run on all"),
         ({"epochs": 30}, "10 of 30"),
         ({"train_images": "all"}, "damaged"),
         (None, "missing"),
@@ -635,6 +651,10 @@ def test_the_page_says_how_to_check_the_number_once_there_are_weights():
     assert "models/resnet18.pt)" in check
     without = report.get_blocks({"record": rows[:1]})["check"]
     assert "models/resnet18.pt)" not in without, "a link that leads nowhere"
+    other = [make_record_row(settings={"network": "not ResNet18"})]
+    told = report.get_blocks({"record": other})["check"]
+    assert "run the notebook" in told
+    assert "benchmarks.record" not in told, "it trains ResNet18"
 
 
 def test_the_weight_decay_of_an_optimizer_is_no_setting_of_its_own(call, root):
@@ -986,23 +1006,46 @@ def test_missing_weights_are_told(script, call):
         call(script)
 
 
-# Corners, the middle of a side, and what lies one cell further inside; 4 x 4 pixels are a cell.
-PLACES = {(0, 0): 1, (31, 31): 1, (3, 17): 1, (16, 28): 1, (4, 4): 0, (27, 27): 0, (16, 16): 0}
-
-
-@pytest.mark.parametrize(("place", "count"), PLACES.items())
-def test_the_brightest_cell_is_found_at_the_edge_or_inside(place, count):
-    network = nn.Sequential()  # GradCAM's map is the means of 4 x 4 pixels, for any class
-    network.add_module("layer3", nn.Sequential(nn.Conv2d(3, 1, 4, 4)))
+@pytest.fixture
+def eye():
+    """A network whose map, for any class, is the means of 4 x 4 pixels."""
+    network = nn.Sequential()
+    network.add_module("layer3", nn.Sequential(nn.Conv2d(3, 1, 4, 4, bias=False)))
     network.add_module("rest", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     network.add_module("linear", nn.Linear(1, 2))
     for parameter in network.parameters():
         nn.init.ones_(parameter)
+    return network
+
+
+# Corners, the middle of a side, and what lies one cell further inside
+PLACES = {(0, 0): 1, (31, 31): 1, (3, 17): 1, (16, 28): 1, (4, 4): 0, (27, 27): 0, (16, 16): 0}
+
+
+@pytest.mark.parametrize(("place", "count"), PLACES.items())
+def test_the_brightest_cell_is_found_at_the_edge_or_inside(place, count, eye):
     images = torch.zeros(60, 3, 32, 32)  # more than a batch
     images[:, :, place[0], place[1]] = 1
-    assert edges.count_at_edge(network, images, torch.ones(60, dtype=torch.int64)) == 60 * count
+    labels = torch.ones(60, dtype=torch.int64)
+    assert edges.count_at_edge(eye, images, labels) == 60 * count
+    images[:, :, 16, 16] = 1.05  # would be blurred more, and look darker than an edge
+    assert edges.count_at_edge(eye, images, labels) == 0
     images[:] = 0
-    assert edges.count_at_edge(network, images, torch.ones(60, dtype=torch.int64)) == 0
+    assert edges.count_at_edge(eye, images, labels) == 0
+
+
+def test_small_maps_are_those_of_gradcam():
+    torch.manual_seed(0)
+    network = nn.Sequential()
+    network.add_module("layer3", nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Tanh()))
+    network.add_module("rest", nn.Sequential(nn.Flatten(), nn.Linear(6 * 64, 4)))
+    images, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 3, 0])
+    heats = utils.explain(network, network.layer3[-1], images, labels.tolist())
+    large = torch.stack([torch.tensor(heat) for heat in heats])
+    small = edges.get_maps(network, images, labels)
+    small = nn.functional.interpolate(small[:, None], size=32, mode="bilinear")[:, 0]
+    small /= small.amax((1, 2), keepdim=True)
+    assert torch.corrcoef(torch.stack([small.flatten(), large.flatten()]))[0, 1] > 0.99
 
 
 def test_mistakes_are_compared_with_as_many_right_answers(add_weights, call, capsys, monkeypatch):

@@ -74,6 +74,7 @@ def test_the_same_settings_are_told(compare):
         ({"max_lr": 0.0212345}, "peak: 0.0212, 0.03"),
         ({"cutout_size": 8, "optimizer": "sgd"}, "cutout size: 8, 16; optimizer: sgd, muon"),
         ({"machine": "N"}, "machine: N, M"),
+        ({"trained_before": True}, "trained before: True, False"),
         ({"commit": "fedcba9"}, "code: fedcba9, abc1234"),
         ({"number of steps": 7}, "number of steps: 7, None"),
         ({"epochs": 2, "number of steps": 7}, "epochs: 2, 1"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
 import utils
 from helpers import make_data, make_small_model, take_snapshot
@@ -312,6 +312,18 @@ def test_nothing_is_measured_on_augmented_images(model, make_config, size):
         with pytest.raises(ValueError, match=r"^This loader augments"):
             utils.get_misclassified(model, loader)
     assert len(utils.get_misclassified(model, test_loader).images)
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_loader_that_collates_our_batches_is_told_how_not_to(model, config, loaders, is_part):
+    dataset = loaders[0].dataset
+    if is_part:
+        dataset, _ = random_split(dataset, [60, 20])
+    loader = DataLoader(dataset, 20, shuffle=True)
+    with pytest.raises(
+        ValueError, match=r"^This loader gives no batch[^\n]*collate_fn=tuple[^\n]*$"
+    ):
+        utils.find_lr(model, loader, config)
 
 
 def test_samples_of_another_loader_are_refused_in_one_sentence(config, loaders):

@@ -123,6 +123,16 @@ def test_the_owner_can_be_changed_twice(copied, second):
         assert "ada/" not in text
 
 
+@pytest.mark.parametrize("of", ["branch 'main' of ", ""])  # without a branch, git asks for HEAD
+def test_a_clone_that_only_pulls_from_an_address_knows_its_name(copied, of):
+    subprocess.run(["git", "init", "-q"], cwd=copied, check=True)
+    pulled = f"{'0' * 40}\t\t{of}https://github.com/Ada/eleven\n"
+    (copied / ".git" / "FETCH_HEAD").write_text(pulled)
+    change_owner(copied, "ada")
+    for text in read_texts(copied):
+        assert {*find_badges(text)} == {"ada/eleven"}
+
+
 def test_the_addresses_of_others_stay(copied):
     before = {*re.findall(r"https://[^\s)\"\\]+", README)}
     own = {*find_badges(README)}

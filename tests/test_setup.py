@@ -172,7 +172,7 @@ def test_a_written_address_wins_over_what_colab_has_opened(github, serve):
     serve(get_session("https://github.com/grace/TSAI-S11/blob/main/S11.ipynb"))
     text = run()
     assert "RUNS first" in text
-    assert "from grace/TSAI-S11" in text
+    assert "https://github.com/grace/TSAI-S11" in text
 
 
 @pytest.mark.parametrize("url", [ADA, f"{ADA}.git", f"{ADA}/", ADA.replace("//", "//TOKEN@")])
@@ -342,6 +342,19 @@ get_ipython().system('git -C "{repository}" commit -qam second')"""
     text = run()  # in a new kernel
     assert "RUNS second" in text
     assert "has changed" not in text
+
+
+def test_files_in_the_way_of_a_pull_are_put_away_as_the_cell_says(github):
+    run()
+    Path("S11-clone", "utils.py").write_text("VERSION = 'mine'")
+    Path("S11-clone", "new.py").write_text("mine")
+    publish(github / "ada" / "TSAI-S11", "second")
+    (github / "ada" / "TSAI-S11" / "new.py").write_text("theirs")
+    commit(github / "ada" / "TSAI-S11", "new")
+    text = run()
+    assert "RUNS mine" in text
+    (advice,) = re.findall("!git stash -u", text)
+    assert "RUNS second" in run(advice, "setup", RUNS)
 
 
 OBSTACLES = ["local changes", "a local commit", "offline", "another repository"]

@@ -16,9 +16,10 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from PIL import Image
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import utils
 from helpers import ROOT, interrupt_step, make_small_model
@@ -110,13 +111,18 @@ def test_all_settings_that_differ_are_named(configure):
         configure(epochs=2, seed=1, optimizer="sgd")
 
 
-FREE = {"precision": "float32", "data_dir": "elsewhere", "resume": False}
+FREE = {
+    "precision": "float32",
+    "data_dir": "elsewhere",
+    "resume": False,
+    "label_smoothing": 0.0,  # it was 0
+}
 
 
 @pytest.mark.parametrize("name", FREE)
 def test_what_does_not_make_a_run_may_change(configure, name):
-    fit(configure(epochs=1))
-    configure(epochs=1, **{name: FREE[name]})
+    fit(configure(epochs=1, label_smoothing=0))
+    configure(**{"epochs": 1, "label_smoothing": 0, name: FREE[name]})
 
 
 @pytest.fixture
@@ -154,7 +160,35 @@ def test_get_config_tells_that_a_run_is_finished(configure, capsys):
     fit(configure())
     capsys.readouterr()
     configure()
-    assert "finished" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "finished" in told
+    assert "training cell loads it" in told
+
+
+@pytest.mark.parametrize("show", ["confusion matrix", "mistakes", "prediction"])
+def test_a_model_that_missed_the_training_cell_is_told(configure, capsys, show, shown):
+    config = configure()
+    _, test_loader = get_loaders(config)
+
+    def show_model(model):
+        capsys.readouterr()
+        if show == "confusion matrix":
+            utils.plot_confusion_matrix(model, test_loader, config)
+        elif show == "mistakes":
+            utils.get_misclassified(model, test_loader)
+        else:
+            utils.plot_prediction(model, Image.new("RGB", (32, 32)), config)
+        return capsys.readouterr().out
+
+    question = "Is this model trained?"
+    assert question not in show_model(make_small_model()), "there is no run that it could miss"
+    trained = make_small_model()
+    fit(config, trained)
+    assert question not in show_model(trained)
+    assert question in show_model(make_small_model())
+    loaded = make_small_model()
+    fit(configure(), loaded)
+    assert question not in show_model(loaded)
 
 
 def test_get_config_tells_nothing_of_a_run_that_is_started_over(configure, capsys):
@@ -277,6 +311,18 @@ def test_after_ctrl_c_in_the_first_epoch_the_model_is_as_it_was(configure, capsy
     fit(config, model)
     assert "trained before" not in capsys.readouterr().out
     assert read_checkpoint(config)["trained_before"] is False
+
+
+def test_after_ctrl_c_a_model_keeps_the_epochs_that_a_full_disk_did_not(configure, monkeypatch):
+    config = configure(epochs=4)
+    model = make_small_model()
+    before = copy_weights(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
+        with pytest.warns(UserWarning, match="could not be written"):
+            stop_at_step(7, config, model)
+    assert not (config.output_dir / "checkpoint.pt").exists()
+    assert copy_weights(model) != before
 
 
 def test_after_ctrl_c_in_its_first_epoch_a_trained_model_still_counts_as_trained(
@@ -478,6 +524,25 @@ def test_a_disk_that_is_full_for_a_while_gives_no_false_alarm(configure, monkeyp
     assert len(fit(configure())["test_loss"]) == 3
     assert len(read_checkpoint(config)["history"]["test_loss"]) == 3
     assert len(utils.read_history(config)["test_loss"]) == 3
+
+
+def test_a_folder_that_is_away_for_a_while_gives_no_false_alarm(configure, monkeypatch):
+    config = configure()
+    save = utils.save_checkpoint
+    saves = []
+
+    def save_or_fail(*arguments):
+        saves.append(len(saves))
+        with monkeypatch.context() as patch:
+            if len(saves) == 2:
+                patch.setattr(utils, "read_run", lambda folder: None)
+                patch.setattr(utils, "replace_file", lambda path, content: False)
+            save(*arguments)
+
+    monkeypatch.setattr(utils, "save_checkpoint", save_or_fail)
+    fit(config)
+    assert len(saves) == 3
+    assert len(read_checkpoint(config)["history"]["test_loss"]) == 3
 
 
 def test_resume_false_renames_all_three_files_every_time(configure):
@@ -684,6 +749,28 @@ def test_the_history_of_a_run_with_other_settings_is_not_drawn(configure, tmp_pa
     utils.plot_history(dict(history), other)  # of a loop that we know nothing of
 
 
+def load_by_hand(config):
+    """Return 64 digits in a loader of somebody's own: as many steps as with ours."""
+    (images, labels), _ = read_digits()
+    images = images[:64].permute(0, 3, 1, 2) / 255
+    return DataLoader(TensorDataset(images, torch.as_tensor(labels[:64])), 32, shuffle=True)
+
+
+def test_images_that_pass_other_transforms_make_another_run(configure, shown):
+    config = configure()
+    fit(config)
+    own = load_by_hand(config)
+    _, test_loader = get_loaders(config)
+    with pytest.raises(ValueError, match=r"another transforms \(transforms ours, now others\)"):
+        utils.fit_one_cycle(make_small_model(), own, test_loader, 0.05, configure())
+    other = configure(output_dir=config.output_dir / "own", cutout_free_fraction=0.5)
+    history = utils.fit_one_cycle(make_small_model(), own, test_loader, 0.05, other)
+    for lists in (history, utils.read_history(other)):
+        utils.plot_history(lists, other)
+        labels = [line.get_label() for line in shown[-1][0].axes[0].lines]
+        assert labels == ["train", "test"], "not augmented by us, and without our CutOut"
+
+
 def test_a_history_is_not_read_as_that_of_other_settings(configure):
     fit(configure())
     other = configure(seed=1, resume=False)
@@ -719,6 +806,7 @@ KEYS = (
     "scheduler",
     "scaler",
     "random_states",
+    "probe",
     "run",
     "max_lr",
     "trained_before",
@@ -869,6 +957,51 @@ def test_a_state_that_is_no_tensor_goes_on_as_well(configure):
     model = make_small_model().append(Counter())
     fit(configure(), model)
     assert model[-1].calls == 6
+
+
+CHANGES = {
+    "forward of a layer": lambda model: setattr(model[2], "forward", torch.sigmoid),
+    "a layer's padding": lambda model: setattr(model[0], "padding_mode", "circular"),
+    "a constant": lambda model: setattr(model[1], "eps", 1.0),
+}
+
+
+@pytest.mark.parametrize("step", [3, 7])
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_network_that_answers_otherwise_is_another_one(configure, kind, step):
+    config = configure(epochs=4)
+    stop_at_step(step, config)
+    before = read_folder(config.output_dir)
+    model = make_small_model()
+    CHANGES[kind](model)
+    change_weights(model)
+    weights = copy_weights(model)
+    with pytest.raises(ValueError, match=r"^[^\n]*another network[^\n]*output_dir.*resume=False"):
+        fit(configure(epochs=4), model)
+    assert copy_weights(model) == weights
+    assert read_folder(config.output_dir) == before
+
+
+class Noise(nn.Module):
+    """A layer that forgets that dropout is for training only."""
+
+    def forward(self, images):
+        return nn.functional.dropout(images, 0.5)
+
+
+def test_a_network_that_answers_by_chance_goes_on(configure):
+    stop_at_step(3, configure(), make_small_model().insert(2, Noise()))
+    assert len(fit(configure(), make_small_model().insert(2, Noise()))["test_loss"]) == 3
+
+
+def test_what_the_network_is_asked_changes_nothing(configure, monkeypatch):
+    model = make_small_model().append(Counter())
+    config = configure()
+    history = fit(config, model)
+    monkeypatch.setattr(utils, "ask", lambda model, images, config: torch.zeros(2, 10))
+    quiet = make_small_model().append(Counter())
+    assert fit(configure(output_dir=config.output_dir / "quiet"), quiet)["lr"] == history["lr"]
+    assert copy_weights(quiet.pop(-1) and quiet) == copy_weights(model.pop(-1) and model)
 
 
 @pytest.mark.parametrize("layer", [Counter, Apply])
