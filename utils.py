@@ -15,7 +15,6 @@ Read it from top to bottom, in the order in which the data flows:
 import copy
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -50,7 +49,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from scipy.ndimage import gaussian_filter1d
 from sklearn import datasets, metrics, model_selection
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
 from tqdm import tqdm
 
 CODE = Path(globals().get("__file__", "utils.py")).resolve().parent  # a cell has no __file__
@@ -740,13 +739,13 @@ def check_loader(loader, config: Config) -> tuple[Tensor, Tensor]:
         try:
             batch = next(batches, None)
         except RuntimeError as error:
-            if made_with is None:
+            if made_with is None or loader.collate_fn is not default_collate:
                 raise
-            reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+            *_, reason = str(error).splitlines()
             raise ValueError(
                 f"This loader gives no batch ({reason}): a DataLoader over our dataset needs "
-                "collate_fn=tuple, and no workers."
-            ) from None
+                "collate_fn=tuple."
+            ) from error
     check_batch(batch)
     check_labels(batch[1], len(config.classes))
     return batch
@@ -764,8 +763,8 @@ def tell_untrained(model: nn.Module, config: Config | None):
     if getattr(model, "was_trained", False) or config is None or not read_run(config.output_dir):
         return
     folder = describe_path(config.output_dir)
-    print(f"Is this model trained? {folder} holds a run, but the training cell, which loads it,")
-    print("has not run with this model.")
+    print("Is this model trained? fit_one_cycle, the training cell, has neither trained nor loaded")
+    print(f"it, though {folder} holds a run.")
 
 
 def check_for_testing(loader):
@@ -1201,7 +1200,7 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
         if not is_saved and len(history["seconds"]) < 2:  # of more epochs, the model is all
             model.load_state_dict(untrained, strict=False)
             model.was_trained = record["trained_before"]
-        print_interruption(config)
+        print_interruption(len(history["seconds"]), config)
         raise
     finally:
         for cut_out in cutouts:
@@ -1333,7 +1332,8 @@ def save_checkpoint(parts: dict, record: dict, probe: Tensor, config: Config):
             "kept: give each run an output_dir of its own."
         )
     new = {**record, "stamp": uuid.uuid4().hex}
-    answers = ask(parts["model"], probe, config)
+    with keep_random_state(config.device):
+        answers = ask(parts["model"], probe)
     state = {name: part.state_dict() for name, part in parts.items()}
     state["random_states"] = get_random_states(config.device)
     state["probe"] = {"images": probe, "answers": answers}
@@ -1344,23 +1344,30 @@ def save_checkpoint(parts: dict, record: dict, probe: Tensor, config: Config):
         record["stamp"] = saved["stamp"]
 
 
-def ask(model: nn.Module, images: Tensor, config: Config) -> Tensor:
-    """Return the logits of images on the CPU, in float32, so that machines compare; neither the
-    model nor random numbers change."""
-    with keep_random_state(config.device), keep_state(model), torch.no_grad():
-        model.eval()
-        return forward(model, images, "float32").cpu()
+def ask(model: nn.Module, images: Tensor) -> Tensor | None:
+    """Return the logits of images on the CPU, in float32, so that machines compare; None if the
+    model cannot answer so. The model stays as it was."""
+    try:
+        with keep_state(model), torch.no_grad():
+            model.eval()
+            return forward(model, images, "float32").cpu()
+    except Exception:  # a model of float16 weights, or an error that training will raise, too
+        return None
 
 
 def answers_alike(model: nn.Module, probe: dict, config: Config) -> bool:
-    """Return whether a model answers to the images of a probe as the one that was saved. (What
-    answers by chance cannot be told from it.)"""
-    first = ask(model, probe["images"], config)
-    second = ask(model, probe["images"], config)
-    tolerance = 0.02 * probe["answers"].abs().max()  # machines round differently
+    """Return whether a model answers to the images of a probe as the one that was saved, as far
+    as can be told: not if it cannot answer, or answers by chance."""
+    known = probe["answers"]
+    with keep_random_state(config.device):
+        first = ask(model, probe["images"])
+        second = ask(model, probe["images"])
+    if known is None or first is None or second is None:
+        return True
+    tolerance = 0.02 * known.abs().max()  # machines round differently
     is_random = (first - second).abs().max() > tolerance
-    is_near = (first - probe["answers"]).abs().max() <= tolerance
-    return bool(is_random or is_near)
+    is_far = (first - known).abs().max() > tolerance
+    return bool(is_random or not is_far)
 
 
 def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
@@ -1383,7 +1390,8 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
             if name == "scaler" and not state[name]:  # it was not used
                 continue
             part.load_state_dict(state[name])
-        is_same = answers_alike(model, state["probe"], config)
+        probe = state.get("probe")  # older code kept none
+        is_same = probe is None or answers_alike(model, probe, config)
     except Exception as error:
         model.load_state_dict(untouched, strict=False)
         raise ValueError(explain_damage(path, error)) from None
@@ -1391,8 +1399,9 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
         model.load_state_dict(untouched, strict=False)
         raise ValueError(
             f"{describe_path(config.output_dir)} holds a run of another network: it has the same "
-            "weights, but answers otherwise, so a layer or forward has changed. Choose another "
-            "output_dir, or start over with resume=False, which renames it."
+            "weights, but answers otherwise. Has forward or a layer changed, or does it keep "
+            "something that its state_dict lacks? Choose another output_dir, or start over with "
+            "resume=False, which renames it."
         )
     # Had the process died between its two files, they would differ.
     replace_file(config.output_dir / "history.json", json.dumps(record).encode())
@@ -1417,6 +1426,7 @@ def get_record(state: dict) -> dict:
     epochs = {len(record["history"][name]) for name in HISTORY if name != "lr"}
     if len(epochs) != 1 or not record["max_lr"] > 0 or record["run"]["epochs"] < max(epochs):
         raise ValueError("this is not the record of a run")
+    record["run"].setdefault("transforms", "ours")  # older code did not note it
     return record
 
 
@@ -1445,7 +1455,7 @@ def read_history(config: Config) -> History:
             f"The run in {describe_path(config.output_dir)} has another {', '.join(changed)}: "
             "give get_config the settings of that run, or another output_dir."
         )
-    return History(record["history"], config, record["run"].get("transforms", "ours"))
+    return History(record["history"], config, record["run"]["transforms"])
 
 
 def load_result(model: nn.Module, config: Config) -> History:
@@ -1583,10 +1593,14 @@ def print_log(record: dict, max_lr: float, test_loader, config: Config):
         print_test(history["test_loss"][epoch], correct, n)
 
 
-def print_interruption(config: Config):
-    """Print what is kept of a run that was interrupted, and how it goes on."""
+def print_interruption(trained: int, config: Config):
+    """Print what is kept of a run that was interrupted after so many epochs, and how it goes on."""
     saved = read_run(config.output_dir)
     done = len(saved["history"]["seconds"]) if saved else 0
+    if not done and trained > 1:  # the disk was full
+        print(f"Stopped: no epoch could be written, but the model has {trained}. To keep it:")
+        print('    torch.save(model.state_dict(), "model.pt")')
+        return
     way = "Run this cell" if config.resume else "Set resume=True, and run both cells"
     print(f"Stopped: {done} of {config.epochs} epochs are kept. {way} again to go on.")
     if done:
@@ -1650,14 +1664,13 @@ def range_test(model: nn.Module, train_loader, config: Config, start_lr=None, en
     steps = config.lr_finder_steps
     lrs = []
     losses = []
-    batches = itertools.chain.from_iterable(itertools.repeat(train_loader))  # pass after pass
     with keep_random_state(config.device), keep_state(model):
         if not model.training:
             model.train()
         optimizer = get_optimizer(model, start_lr, config)
         scaler = get_scaler(config)
         with progress_bar(total=steps, desc="LR finder") as bar:
-            for step, (images, labels) in zip(range(steps), batches, strict=False):
+            for step, (images, labels) in zip(range(steps), repeat(train_loader), strict=False):
                 lr = start_lr * (end_lr / start_lr) ** (step / (steps - 1))
                 for group in optimizer.param_groups:
                     group["lr"] = lr
@@ -1674,6 +1687,12 @@ def range_test(model: nn.Module, train_loader, config: Config, start_lr=None, en
             + explain_overflow(config.device, config.precision)
         )
     return lrs, losses
+
+
+def repeat(loader: Iterable):
+    """Give a loader's batches, pass after pass."""
+    while True:
+        yield from loader
 
 
 def smooth(losses: list[float]) -> np.ndarray:
@@ -1859,7 +1878,7 @@ def plot_lr_finder(lrs: list[float], losses: list[float], max_lr: float, config:
     ]
     for label, rate, color, style in marks:
         ax.axvline(rate, color=color, linestyle=style, label=f"{label}: {rate:.2g}")
-    ax.axvline(max_lr, color=ORANGE, linestyle="--", label=f"our rule: {max_lr:.3g}")
+    ax.axvline(max_lr, color=ORANGE, linestyle="--", label=f"our peak: {max_lr:.3g}")
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
     ax.xaxis.set(major_formatter="{x:g}", minor_formatter=plt.LogFormatter())  # no LaTeX
     # What blows up is off the scale.

@@ -180,7 +180,7 @@ def parse_runs(parser: argparse.ArgumentParser, part: str) -> tuple[argparse.Nam
             with redirect_stdout(StringIO()):
                 make_config(settings, seed, folder)
         except (RuntimeError, ValueError) as error:  # torch raises the former for a bad device
-            if utils.read_run(folder):
+            if "holds a run with another" in str(error):
                 parser.error(f"{folder} holds a run of other code, which cannot go on: delete it.")
             parser.error(str(error))
         runs.append((settings, seed, folder))

@@ -43,7 +43,7 @@ def prepare(row: dict, weights: dict) -> tuple[nn.Module, DataLoader]:
     model = ResNet18()
     utils.load_weights(model, weights)
     model.to(config.device, memory_format=torch.channels_last)  # faster on a CPU, too
-    return model, test_loader
+    return model.eval(), test_loader
 
 
 def measure(row: dict, weights: dict, near_duplicates: set[int]) -> dict:

@@ -504,7 +504,6 @@ def test_add_refuses_other_settings(call, root):
         ({"profile": "quick"}, "not of a run on all"),
         ({"dataset": "mine"}, "not of a run on all"),
         ({"train_images": 60}, "not of a run on all"),
-        ({"transforms": "others"}, "not of a run on all"),
         ({"epochs": 30}, "10 of 30"),
         ({"train_images": "all"}, "damaged"),
         (None, "missing"),
@@ -547,6 +546,13 @@ def test_a_checkpoint_of_older_code_is_taken_without_a_commit(call, root):
     call(report, "run")
     (row,) = read_rows("record")
     assert row["commit"] is None
+
+
+def test_a_run_whose_images_passed_other_transforms_is_told(call, root):
+    save_run(root / "run", transforms="others")
+    call(report, "run")
+    assert read_rows("record")[0]["settings"] == {"transforms": "others"}
+    assert "with transforms others" in read_readme()
 
 
 def test_a_run_of_another_network_is_told(call, root):
@@ -1039,6 +1045,7 @@ def test_small_maps_are_those_of_gradcam():
     network = nn.Sequential()
     network.add_module("layer3", nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Tanh()))
     network.add_module("rest", nn.Sequential(nn.Flatten(), nn.Linear(6 * 64, 4)))
+    network.eval()
     images, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 3, 0])
     heats = utils.explain(network, network.layer3[-1], images, labels.tolist())
     large = torch.stack([torch.tensor(heat) for heat in heats])
@@ -1065,6 +1072,7 @@ def test_mistakes_are_compared_with_as_many_right_answers(add_weights, call, cap
     assert "3 of 10 mistakes (30 %)" in (told := capsys.readouterr().out)
     assert "2 of 10 right answers (20 %)" in told
     wrong, right = count.call_args_list
+    assert not any(module.training for module in wrong.args[0].modules()), "BatchNorm would change"
     assert sorted(wrong.args[2].tolist()) == sorted(answers[:10].tolist()), "not the true classes"
     chosen = {
         next(i for i, other in enumerate(images) if torch.equal(image, other))

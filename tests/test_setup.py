@@ -354,6 +354,7 @@ def test_files_in_the_way_of_a_pull_are_put_away_as_the_cell_says(github):
     text = run()
     assert "RUNS mine" in text
     (advice,) = re.findall("!git stash -u", text)
+    assert "stash" not in run(url=UNKNOWN), "which does not help here"
     assert "RUNS second" in run(advice, "setup", RUNS)
 
 

@@ -313,7 +313,9 @@ def test_after_ctrl_c_in_the_first_epoch_the_model_is_as_it_was(configure, capsy
     assert read_checkpoint(config)["trained_before"] is False
 
 
-def test_after_ctrl_c_a_model_keeps_the_epochs_that_a_full_disk_did_not(configure, monkeypatch):
+def test_after_ctrl_c_a_model_keeps_the_epochs_that_a_full_disk_did_not(
+    configure, monkeypatch, capsys
+):
     config = configure(epochs=4)
     model = make_small_model()
     before = copy_weights(model)
@@ -323,6 +325,9 @@ def test_after_ctrl_c_a_model_keeps_the_epochs_that_a_full_disk_did_not(configur
             stop_at_step(7, config, model)
     assert not (config.output_dir / "checkpoint.pt").exists()
     assert copy_weights(model) != before
+    told = capsys.readouterr().out
+    assert "the model has 3" in told
+    assert "torch.save" in told
 
 
 def test_after_ctrl_c_in_its_first_epoch_a_trained_model_still_counts_as_trained(
@@ -749,7 +754,7 @@ def test_the_history_of_a_run_with_other_settings_is_not_drawn(configure, tmp_pa
     utils.plot_history(dict(history), other)  # of a loop that we know nothing of
 
 
-def load_by_hand(config):
+def load_by_hand():
     """Return 64 digits in a loader of somebody's own: as many steps as with ours."""
     (images, labels), _ = read_digits()
     images = images[:64].permute(0, 3, 1, 2) / 255
@@ -759,7 +764,7 @@ def load_by_hand(config):
 def test_images_that_pass_other_transforms_make_another_run(configure, shown):
     config = configure()
     fit(config)
-    own = load_by_hand(config)
+    own = load_by_hand()
     _, test_loader = get_loaders(config)
     with pytest.raises(ValueError, match=r"another transforms \(transforms ours, now others\)"):
         utils.fit_one_cycle(make_small_model(), own, test_loader, 0.05, configure())
@@ -806,7 +811,6 @@ KEYS = (
     "scheduler",
     "scaler",
     "random_states",
-    "probe",
     "run",
     "max_lr",
     "trained_before",
@@ -843,7 +847,7 @@ def broken(configure):
 def test_a_checkpoint_has_nothing_else_to_lack(configure):
     config = configure()
     stop_at_step(3, config)
-    assert {*read_checkpoint(config)} == {*KEYS}
+    assert {*read_checkpoint(config)} == {*KEYS, "probe"}
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -990,18 +994,51 @@ class Noise(nn.Module):
 
 
 def test_a_network_that_answers_by_chance_goes_on(configure):
-    stop_at_step(3, configure(), make_small_model().insert(2, Noise()))
+    config = configure()
+    stop_at_step(3, config, make_small_model().insert(2, Noise()))
+    state = read_checkpoint(config)
+    state["random_states"]["cpu"] = torch.Generator().manual_seed(7).get_state()
+    torch.save(state, config.output_dir / "checkpoint.pt")
     assert len(fit(configure(), make_small_model().insert(2, Noise()))["test_loss"]) == 3
 
 
 def test_what_the_network_is_asked_changes_nothing(configure, monkeypatch):
-    model = make_small_model().append(Counter())
+    weights = []
+    for name in ("asked", "not asked"):
+        model = make_small_model().insert(2, nn.Dropout(0.1)).append(Counter())
+        fit(configure(output_dir=configure().output_dir / name), model)
+        assert model[-1].calls == 6
+        weights.append(copy_weights(model.eval()[:-1]))
+        monkeypatch.setattr(utils, "ask", lambda model, images: None)
+    assert weights[0] == weights[1]
+
+
+def test_a_network_that_cannot_be_asked_goes_on(configure, monkeypatch):
+    monkeypatch.setattr(utils, "forward", fail_in_eval(utils.forward))
+    stop_at_step(3, configure())
+    assert read_checkpoint(configure())["probe"]["answers"] is None
+    assert len(fit(configure())["test_loss"]) == 3
+
+
+def fail_in_eval(forward):
+    """Return a forward that fails as float32 images do in a network of bfloat16 weights."""
+
+    def fail(model, images, precision):
+        if precision == "float32":
+            raise RuntimeError("Input type (float) and bias type (c10::BFloat16) differ")
+        return forward(model, images, precision)
+
+    return fail
+
+
+def test_a_run_of_older_code_goes_on(configure):
     config = configure()
-    history = fit(config, model)
-    monkeypatch.setattr(utils, "ask", lambda model, images, config: torch.zeros(2, 10))
-    quiet = make_small_model().append(Counter())
-    assert fit(configure(output_dir=config.output_dir / "quiet"), quiet)["lr"] == history["lr"]
-    assert copy_weights(quiet.pop(-1) and quiet) == copy_weights(model.pop(-1) and model)
+    stop_at_step(5, config)
+    state = read_checkpoint(config)
+    del state["probe"], state["run"]["transforms"]
+    torch.save(state, config.output_dir / "checkpoint.pt")
+    (config.output_dir / "history.json").unlink()
+    assert len(fit(configure())["test_loss"]) == 3
 
 
 @pytest.mark.parametrize("layer", [Counter, Apply])
