@@ -1922,7 +1922,7 @@ def plot_history(history: dict[str, list[float]], config: Config):
     of your own, with the lists named in HISTORY except seconds. Raises ValueError for the history
     of a run with other settings."""
     is_ours = hasattr(history, "config")
-    has_cutout = is_ours and history.transforms == "ours"
+    has_cutout = is_ours and history.transforms == "ours" and config.dataset in DATASETS
     if is_ours:
         check_history(history, config)
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))

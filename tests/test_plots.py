@@ -176,6 +176,13 @@ def test_of_a_training_loop_of_your_own_only_what_is_known_is_told(make_config, 
 
 
 def test_no_line_is_drawn_where_we_cannot_know_of_cutout(make_config, shown):
+    own = {"dataset": "mine", "classes": ("a", "b"), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    config = make_config("full", **own, epochs=3, cutout_free_fraction=0.4)
+    utils.plot_history(utils.History(HISTORY, config), config)
+    assert find_ends(shown[0][0]) == []
+
+
+def test_no_line_is_drawn_if_images_did_not_pass_our_cutout(make_config, shown):
     config = make_config(epochs=3, cutout_free_fraction=0.4)
     utils.plot_history(utils.History(HISTORY, config, "others"), config)
     assert find_ends(shown[0][0]) == []

@@ -172,7 +172,7 @@ def test_a_written_address_wins_over_what_colab_has_opened(github, serve):
     serve(get_session("https://github.com/grace/TSAI-S11/blob/main/S11.ipynb"))
     text = run()
     assert "RUNS first" in text
-    assert "https://github.com/grace/TSAI-S11" in text
+    assert "from https://github.com/grace/TSAI-S11, but REPO_URL names another" in text
 
 
 @pytest.mark.parametrize("url", [ADA, f"{ADA}.git", f"{ADA}/", ADA.replace("//", "//TOKEN@")])
