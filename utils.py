@@ -1535,14 +1535,18 @@ def to_json(value):
     return json.loads(json.dumps(value))
 
 
+class OtherRunError(ValueError):
+    """Raised if output_dir holds a run with other settings, or of another network."""
+
+
 def refuse_other_run(run: dict, saved: dict | None, config: Config):
-    """Raise ValueError if output_dir holds another run than this, which must be kept."""
+    """Raise OtherRunError if output_dir holds another run than this, which must be kept."""
     if saved is None:
         return
     folder = describe_path(config.output_dir)
     other = saved["run"]
     if run["profile"] == "quick" and other.get("profile") == "full":
-        raise ValueError(
+        raise OtherRunError(
             f"{folder} holds a full run, and this is a quick one, the default without a GPU: "
             "choose another output_dir, or a machine with a GPU."
         )
@@ -1551,7 +1555,7 @@ def refuse_other_run(run: dict, saved: dict | None, config: Config):
         name = changed[0]
         old = textwrap.shorten(str(other.get(name)), 40)
         new = textwrap.shorten(str(run[name]), 40)
-        raise ValueError(
+        raise OtherRunError(
             f"{folder} holds a run with another {', '.join(changed)} ({name} {old}, now {new}): "
             "choose another output_dir, or start over with resume=False, which renames it."
         )

@@ -179,9 +179,9 @@ def parse_runs(parser: argparse.ArgumentParser, part: str) -> tuple[argparse.Nam
         try:
             with redirect_stdout(StringIO()):
                 make_config(settings, seed, folder)
-        except (RuntimeError, ValueError) as error:  # torch raises the former for a bad device
-            if "holds a run with another" in str(error):
-                parser.error(f"{folder} holds a run of other code, which cannot go on: delete it.")
+        except utils.OtherRunError:  # the settings are in the folder's name, so it is the code
+            parser.error(f"{folder} holds a run of other code, which cannot go on: delete it.")
+        except ValueError as error:
             parser.error(str(error))
         runs.append((settings, seed, folder))
     return args, runs

@@ -7,6 +7,7 @@ python -m benchmarks.report outputs/full --add    # or joins them, as one more s
 """
 
 import hashlib
+import math
 import re
 import shutil
 import sys
@@ -421,11 +422,14 @@ def read_run(folder: Path) -> dict:
 
 def get_own_settings(state: dict) -> dict:
     """Return what a checkpoint's run did otherwise than the defaults, as JSON has it."""
-    optimizer = utils.OPTIMIZERS.get(state["run"]["optimizer"], {})
+    run = state["run"]
+    optimizer = utils.OPTIMIZERS.get(run["optimizer"], {})
     defaults = vars(utils.Config) | {"weight_decay": optimizer.get("weight_decay")}
     defaults["transforms"] = "ours"
+    # A loader of your own may have a part of the images, or other batches of them.
+    defaults["number of steps"] = run["epochs"] * math.ceil(50_000 / run["batch_size"])
     settings = {}
-    for name, value in state["run"].items():
+    for name, value in run.items():
         if name != "seed" and value != defaults.get(name, value):
             settings[name] = list(value) if isinstance(value, tuple) else value
     if utils.get_shapes(state["model"]) != utils.get_shapes(ResNet18().state_dict()):

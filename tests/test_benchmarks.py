@@ -555,6 +555,20 @@ def test_a_run_whose_images_passed_other_transforms_is_told(call, root):
     assert "with transforms others" in read_readme()
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        ({"batch_size": 256, "number of steps": 20 * 196}, {"batch_size": 256}),
+        ({"number of steps": 20 * 88}, {"number of steps": 20 * 88}),  # of 45,000 images
+    ],
+)
+def test_a_run_on_a_part_of_the_images_is_told(call, root, changes, expected):
+    save_run(root / "run", **{"number of steps": 20 * 98, **changes})
+    call(report, "run")
+    assert read_rows("record")[0]["settings"] == expected
+
+
 def test_a_run_of_another_network_is_told(call, root):
     save_run(root / "run")
     change_checkpoint(root / "run", model={})
