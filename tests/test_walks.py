@@ -5,10 +5,12 @@ import itertools
 import json
 import os
 import re
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
@@ -343,6 +345,181 @@ def test_fine_tuning_starts_from_what_was_learned(trained, configure, tmp_path):
     tuned = fit(configure(seed=1), trained, max_lr=0.001)
     fresh = fit(configure(seed=1, output_dir=tmp_path / "fresh"), max_lr=0.001)
     assert tuned["train_loss"][0] < fresh["train_loss"][0] - 0.1
+
+
+# Figures of one run are not saved as those of another
+@pytest.fixture
+def two_runs(configure, tmp_path):
+    """Two finished runs, each with its config and its model."""
+    runs = []
+    for seed in (0, 1):
+        config = configure(seed=seed, output_dir=tmp_path / f"seed{seed}")
+        model = make_small_model()
+        fit(config, model)
+        runs.append((config, model))
+    return runs
+
+
+def draw_figure(name, model, config):
+    """Run one of the cells that draw what a model does."""
+    _, test_loader = get_loaders(config)
+    if name == "confusion matrix":
+        utils.plot_confusion_matrix(model, test_loader, config)
+    elif name == "prediction":
+        utils.plot_prediction(model, Image.new("RGB", (32, 32)), config)
+    elif name == "mistakes":
+        utils.plot_misclassified(utils.get_misclassified(model, test_loader), config)
+    else:
+        mistakes = utils.get_misclassified(model, test_loader)
+        utils.plot_gradcam(model, mistakes, config, target_layer=model[0])
+
+
+FIGURES = ("confusion matrix", "prediction", "mistakes", "gradcam")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_figures_of_a_run_are_not_replaced_by_those_of_another(two_runs, name, shown):
+    (_, model), (other, _) = two_runs
+    before = read_folder(other.output_dir)
+    with pytest.raises(ValueError, match=r"seed1 holds a run with another seed[^\n]*output_dir"):
+        draw_figure(name, model, other)
+    assert read_folder(other.output_dir) == before
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_figures_of_a_run_are_drawn_with_its_model(two_runs, configure, tmp_path, name, shown):
+    for config, model in two_runs:
+        draw_figure(name, model, config)
+    config, model = two_runs[0]
+    draw_figure(name, model, configure(seed=1, output_dir=tmp_path / "elsewhere"))
+    loaded = make_small_model()
+    fit(config, loaded)
+    draw_figure(name, loaded, config)
+    loaded.load_state_dict(model.state_dict())
+    draw_figure(name, loaded, config)
+    assert len(shown) == 5
+
+
+def test_loaders_may_be_those_of_an_earlier_run_with_the_same_images(two_runs):
+    (earlier, _), (_, model) = two_runs
+    _, test_loader = get_loaders(earlier)
+    utils.get_misclassified(model, test_loader)
+
+
+# Weights that were loaded by hand
+def make_loaded_model(batches):
+    """Return a model with weights that have seen so many batches in training."""
+    model = make_small_model()
+    model[1].num_batches_tracked.fill_(batches)
+    loaded = make_small_model()
+    loaded.load_state_dict(model.state_dict())
+    return loaded
+
+
+@pytest.mark.parametrize(("batches", "expected"), [(1960, True), (11, True), (3, False)])
+def test_weights_that_were_loaded_by_hand_count_as_trained(configure, capsys, batches, expected):
+    config = configure()
+    fit(config, make_loaded_model(batches))
+    assert ("trained before" in capsys.readouterr().out) == expected
+    assert read_checkpoint(config)["trained_before"] == expected
+    utils.plot_prediction(make_loaded_model(batches), Image.new("RGB", (32, 32)), config)
+    assert ("Is this model trained?" in capsys.readouterr().out) == (not expected)
+
+
+# Code that has changed since it was imported
+def test_code_that_has_changed_since_it_was_imported_is_told(
+    configure, tmp_path, monkeypatch, capsys
+):
+    mine = ModuleType("models.mine")
+    mine.__file__ = str(tmp_path / "mine.py")
+    Path(mine.__file__).write_text("old")
+    monkeypatch.setitem(sys.modules, "models.mine", mine)
+    monkeypatch.setattr(utils, "IMPORTED", {})
+    train_loader, test_loader = get_loaders(configure())
+    assert "restart" not in capsys.readouterr().out
+    os.utime(mine.__file__, (1, 1))
+    told = r"mine\.py has changed[^.]*restart the kernel"
+    assert re.search(told, configure() and capsys.readouterr().out)
+    utils.fit_one_cycle(make_small_model(), train_loader, test_loader, 0.05, configure())
+    assert re.search(told, capsys.readouterr().out)
+    Path(mine.__file__).unlink()
+    configure()
+    assert "restart" not in capsys.readouterr().out
+
+
+# What a run is told of itself as it begins
+def test_a_run_that_begins_tells_its_optimizer_and_its_peak(configure, capsys):
+    config = configure(optimizer="adamw")
+    stop_at_step(3, config)
+    assert "Training by adamw: 6 steps, with a peak of 0.05\n" in capsys.readouterr().out
+    fit(config)
+    assert "Training by" not in capsys.readouterr().out, "it tells what the run began with"
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(39, True), (40, False)])
+def test_few_steps_are_told(configure, capsys, epochs, expected):
+    stop_at_step(1, configure(epochs=epochs))
+    assert ("smaller batch_size" in capsys.readouterr().out) == expected
+
+
+def get_own_loaders(config, scale_for_training=1.0, scale_for_testing=1.0, shift=0.0):
+    """Return loaders of our images as torch's own collation gives them, scaled and shifted."""
+    loaders = []
+    for loader, scale in zip(
+        get_loaders(config), (scale_for_training, scale_for_testing), strict=True
+    ):
+        batches = [loader.dataset.__getitems__([i]) for i in range(64)]
+        images = torch.cat([images for images, _ in batches]) * scale + shift * (scale != 1)
+        labels = torch.cat([labels for _, labels in batches])
+        loaders.append(DataLoader(TensorDataset(images, labels), 32, shuffle=True))
+    return loaders
+
+
+ALIKE = "normalised alike"
+OTHERWISE = "normalised otherwise"
+SCALES = {
+    "as config says": ({}, []),
+    "both to half of it": ({"scale_for_training": 0.5, "scale_for_testing": 0.5}, [OTHERWISE]),
+    "only for training": ({"scale_for_testing": 0.3232, "shift": 0.304}, [ALIKE, OTHERWISE]),
+    "only for testing": ({"scale_for_training": 0.3232, "shift": 0.304}, [ALIKE]),
+    "pixels up to 255": (
+        {"scale_for_training": 82, "scale_for_testing": 82, "shift": 77},
+        [OTHERWISE],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SCALES)
+def test_your_own_loaders_that_normalise_otherwise_are_told(configure, capsys, case):
+    changes, expected = SCALES[case]
+    config = configure(cutout_size=0)
+    loaders = get_own_loaders(config, **changes)
+    with interrupt_step(1), pytest.raises(KeyboardInterrupt):
+        utils.fit_one_cycle(make_small_model(), *loaders, 0.05, config)
+    told = capsys.readouterr().out
+    assert [words for words in (ALIKE, OTHERWISE) if words in told] == expected
+
+
+class AlwaysDropping(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5)
+
+
+ODD = {
+    "softmax": (nn.Softmax(1), "leave out the softmax"),
+    "dropout": (AlwaysDropping(), "training=self.training"),
+    "nothing": (nn.Dropout(0.5), None),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_network_that_answers_oddly_is_told(configure, capsys, case):
+    layer, expected = ODD[case]
+    fit(configure(), make_small_model().append(layer))
+    told = capsys.readouterr().out
+    assert [words for _, words in ODD.values() if words and words in told] == [expected] * bool(
+        expected
+    )
 
 
 # Gallery and GradCAM of other mistakes
