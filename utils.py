@@ -2286,11 +2286,13 @@ def read_picture(picture, size: int) -> Tensor:
     picture: a path, a file, its content as bytes, or an image of PIL. Raises ValueError if PIL
     cannot read it."""
     try:
-        if isinstance(picture, bytes):  # as Colab's upload gives them
-            picture = io.BytesIO(picture)
-        elif isinstance(picture, str | Path):
-            picture = Path(clean(picture)).expanduser()
-        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        image = picture
+        if isinstance(image, str | Path):
+            image = Path(clean(image)).expanduser().read_bytes()
+        if isinstance(image, bytes):  # as Colab's upload gives them, too
+            image = io.BytesIO(image)
+        if not isinstance(image, Image.Image):
+            image = Image.open(image)
         image = ImageOps.exif_transpose(image)  # as the camera was held
         if image.mode.startswith(("I", "F")):  # numbers above 255, which PIL would cut off
             pixels = np.asarray(image, dtype=float)

@@ -14,6 +14,12 @@ import utils
 from helpers import make_small_model
 
 
+@pytest.fixture(autouse=True)
+def away_from_your_runs(tmp_path, monkeypatch):
+    """Start in an empty folder: outputs/ of the repository may hold a run of yours."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def make_config(tmp_path):
     """Return get_config for the CPU, with its folders below the test's own."""

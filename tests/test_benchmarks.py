@@ -412,6 +412,21 @@ def test_every_row_of_results_json_names_the_commit_of_its_code():
             assert all(are_right), f"{row['date']}: {row['commit']!r} names no commit"
 
 
+def test_a_run_knows_the_commit_of_its_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "CODE", tmp_path)
+    (tmp_path / "utils.py").write_text("1")
+    (tmp_path / "notes.md").write_text("1")
+    assert utils.get_commit() is None
+    git = ["git", "-c", "user.name=ada", "-c", "user.email=a@b.org", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    (tmp_path / "notes.md").write_text("2")  # no code
+    commit = utils.get_commit()
+    assert re.fullmatch("[0-9a-f]{7,}", commit)
+    (tmp_path / "utils.py").write_text("2")
+    assert utils.get_commit() == f"{commit}+changes"
+
+
 @pytest.mark.parametrize("script", [sweep, record])
 def test_new_rows_carry_the_commit_that_began_the_run(script, call, monkeypatch):
     commits = ["abc1234+changes", "of files that changed in between"]
@@ -1200,6 +1215,8 @@ OTHER_DATA = [
     {"profile": "full", "std": (0.5, 0.5, 0.5)},
     {"profile": "full", "dataset": "mine", **CIFAR10},
     {"profile": "full", "epochs": 5},  # CutOut would seem to end elsewhere
+    {"profile": "full", "cutout_size": 8},
+    {"profile": "full", "cutout_free_fraction": 0},
 ]
 
 
@@ -1208,7 +1225,7 @@ def test_our_result_does_not_fit_other_data(settings, result, make_config):
     model = make_network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(
-        ValueError, match=r"^The weights [^\n]* another (dataset|mean|std|epochs)[^\n]*$"
+        ValueError, match=r"^The weights [^\n]* another (dataset|mean|std|epochs|cutout_\w+)[^\n]*$"
     ):
         utils.load_result(model, make_config(**settings))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -1470,16 +1487,3 @@ def test_help_of_the_owner_changes_nothing(owner):
     before = read_readme()
     assert owner("--help").returncode == 0
     assert read_readme() == before
-
-
-def test_the_real_addresses_are_all_filled_in(owner, root):
-    for name in ("README.md", "S11.ipynb"):
-        (root / name).write_bytes((ROOT / name).read_bytes())
-    owner("ada-lovelace", "--repository", "S11-of-ada")
-    for name in ("README.md", "S11.ipynb"):
-        text = (root / name).read_text(encoding="utf-8")
-        owners = re.findall(r"github(?:\.com)?/([^/]+/[^/]+)/blob/main/S11\.ipynb", text)
-        assert set(owners) == {"ada-lovelace/S11-of-ada"}
-        assert "begin: owner" not in text
-    assert 'REPO_URL = \\"https://github.com/ada-lovelace/S11-of-ada\\"' in text
-    assert '\\"/OWNER/\\"' in text, "the setup cell looks for it"

@@ -54,7 +54,7 @@ def test_full_run_without_a_gpu_is_told_to_be_long(make_config, capsys):
 
 @pytest.mark.parametrize(
     ("folder", "is_told"),
-    [("outputs/full", True), ("MyDrive/S11", True), ("/content/drive/MyDrive/S11", False)],
+    [("outputs/full", True), ("MyDrive/S11", True), ("/content/drive/MyDrive/of-a-test", False)],
 )
 def test_colab_tells_before_a_real_run_that_it_forgets_its_folder(
     make_config, monkeypatch, capsys, folder, is_told
@@ -249,6 +249,21 @@ def test_quotes_and_blanks_around_a_variable_do_not_count(tmp_path, monkeypatch,
     assert config.output_dir == tmp_path / "my run"
 
 
+def test_folders_are_told_without_the_name_of_their_user(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path / "here")
+    assert utils.describe_path(tmp_path / "here" / "outputs") == "outputs"
+    assert utils.describe_path(tmp_path / "S11") == str(Path("~") / "S11")
+    assert utils.describe_path(Path("/content/S11")) == str(Path("/content/S11"))
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_other_accelerators_compute_in_float32(kind):
+    float32 = {"device_type": kind, "dtype": torch.float32, "enabled": False}
+    assert utils.get_autocast(torch.device(kind)) == float32
+
+
 def test_relative_folders_stay_where_they_were_after_a_chdir(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     config = utils.get_config("quick", data_dir="data", output_dir="run", train_images=64)
@@ -283,6 +298,7 @@ def test_a_drive_is_mounted_once_if_a_folder_is_on_it(make_config, monkeypatch, 
 @pytest.mark.parametrize("name", ["output_dir", "data_dir"])
 def test_a_drive_that_cannot_be_mounted_is_told(make_config, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "google.colab", None)
+    monkeypatch.setattr(os.path, "ismount", lambda path: False)
     with pytest.raises(FileNotFoundError, match=r"^.*not mounted.*another folder.*$"):
         make_config(**{name: DRIVE})
 

@@ -28,7 +28,7 @@ def mirrors(tiny_cifar10, tmp_path, monkeypatch):
         "other": b"<html>Please log in</html>".ljust(len(archive)),
     }
     monkeypatch.setattr(utils, "CIFAR10_SHA256", hashlib.sha256(archive).hexdigest())
-    monkeypatch.setattr(utils, "NETWORK_TIMEOUT", 0.3)
+    monkeypatch.setattr(utils, "NETWORK_TIMEOUT", 1)
 
     class Handler(BaseHTTPRequestHandler):
         log_message = Mock()
@@ -40,7 +40,7 @@ def mirrors(tiny_cifar10, tmp_path, monkeypatch):
                 self.send_header("Content-Length", str(len(archive)))
                 self.end_headers()
                 self.wfile.write(answers.get(name, b""))
-            time.sleep(0.8 if name in ("mute", "stalls") else 0)
+            time.sleep(2.5 if name in ("mute", "stalls") else 0)
 
     def choose(*names):
         urls = []

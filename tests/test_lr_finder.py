@@ -32,6 +32,8 @@ def test_test_ends_early_when_the_loss_explodes(model, config, loaders, steps):
     assert 10 < len(losses) < 40
     assert len(steps) == len(losses)
     assert losses[-1] > 5 * min(losses) or not np.isfinite(losses[-1])
+    for step, loss in enumerate(losses[:-1], start=1):
+        assert loss <= 5 * min(losses[:step])
 
 
 def test_figure_shows_the_losses_as_they_are(model, config, loaders, shown, steps):
@@ -78,13 +80,6 @@ def test_a_loss_that_hardly_rose_is_told(make_config, capsys):
     assert "higher end_lr" not in capsys.readouterr().out
     find_peak(make_config, 1e-4, 1e-2)
     assert "hardly rose: try a higher end_lr" in capsys.readouterr().out
-
-
-def test_bar_is_plain_text_on_stdout(make_config, capsys):
-    find_peak(make_config, 1e-4, 1e-2)
-    printed = capsys.readouterr()
-    assert "100%" in printed.out
-    assert printed.err == ""
 
 
 # --- What it leaves as it was ---------------------------------------------------------------------
@@ -253,7 +248,7 @@ def test_an_overflow_in_float16_is_told_as_such(config, pretend_gpu):
     pretend_gpu((7, 5))
     images, labels = make_data(32)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
-    with pytest.raises((ValueError, FloatingPointError), match="float32"):
+    with pytest.raises(FloatingPointError, match="float32"):
         utils.find_lr(model, [(1e6 * images, labels)], config)
 
 

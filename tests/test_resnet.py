@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import models
@@ -34,6 +35,22 @@ def test_as_many_classes_as_asked_for_images_of_any_size(size):
 
 def test_models_of_another_project_on_the_path_do_not_come_first():
     assert models.__file__, "a namespace package, which has no file of its own, would lose to any"
+
+
+def test_answers_are_those_of_torchvisions_resnet_with_our_stem():
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=10).eval()  # nothing is downloaded
+    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = nn.Identity()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    ours = ResNet18().eval()
+    weights = zip(ours.state_dict(), theirs.state_dict().values(), strict=True)  # in one order
+    ours.load_state_dict(dict(weights))
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-3, atol=1e-3)
 
 
 def test_block_adds_its_shortcut():

@@ -20,7 +20,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 ROOT = Path(__file__).parent.parent
 SOURCES = [cell.source for cell in nbformat.read(ROOT / "S11.ipynb", as_version=4).cells]
 (SETUP,) = [source for source in SOURCES if "REPO_URL = " in source]
-(IMPORTS,) = [source for source in SOURCES if "import utils" in source]
+IMPORTS = next(source for source in SOURCES if "import utils" in source)
 
 ADA = "https://github.com/ada/TSAI-S11"
 UNKNOWN = "https://github.com/OWNER/TSAI-S11"
@@ -80,10 +80,16 @@ def github(tmp_path, monkeypatch):
     return tmp_path / "github"
 
 
-def run(*more, url=ADA, first=""):
-    """Run the setup cell and more cells in a new process, and return what they print."""
+def write_address(url):
+    """Return the setup cell with an address in REPO_URL, whatever stood there."""
     setup, count = re.subn('(?m)^REPO_URL = ".*"', lambda _: f'REPO_URL = "{url}"', SETUP)
     assert count == 1
+    return setup
+
+
+def run(*more, url=ADA, first=""):
+    """Run the setup cell and more cells in a new process, and return what they print."""
+    setup = write_address(url)
     cells = [first, setup]
     for cell in more or (RUNS,):
         cells.append(setup if cell == "setup" else cell)
@@ -147,7 +153,7 @@ def test_real_code_in_a_kernel(github):
     shutil.copytree(ROOT / "models", folder / "models", dirs_exist_ok=True)
     shutil.copy(ROOT / "utils.py", folder)
     commit(folder, "all")
-    setup = SETUP.replace("github.com/OWNER/", "github.com/ada/")  # as owner.py does it
+    setup = write_address(ADA)
     cells = [new_code_cell(source) for source in (setup, IMPORTS, "utils.get_config()", setup)]
     notebook = NotebookClient(new_notebook(cells=cells), kernel_name="python3").execute()
     assert "QUICK PROFILE" in str(notebook.cells[2].outputs)

@@ -122,6 +122,12 @@ def test_adamw_is_pytorchs_with_a_decay_of_its_own_and_none_for_biases(make_conf
         torch.testing.assert_close(model.state_dict()[key], value)
 
 
+def test_labels_that_are_no_whole_numbers_are_told(model):
+    images, labels = make_data(8)
+    with pytest.raises(ValueError, match="whole numbers"):
+        utils.predict(model, [(images, labels.float())])
+
+
 @pytest.mark.parametrize("optimizer", utils.OPTIMIZERS)
 def test_momentum_may_be_a_whole_0(make_config, optimizer):
     model = make_layers()
