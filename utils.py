@@ -53,7 +53,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_col
 from tqdm import tqdm
 
 CODE = Path(globals().get("__file__", "utils.py")).resolve().parent  # a cell has no __file__
-IMPORTED = {}  # when the file of each module of this project had changed last at its import
+IMPORTED = {}  # what was in the file of each module of this project when tell_changed_code saw it
 
 
 # --- 1. Configuration: the settings of a run, and the machine that it runs on ---------------
@@ -1168,12 +1168,12 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
     else:
         record = start_record(run, max_lr, model)
         tell_plan(run, max_lr)
+        tell_odd_answers(model, probe, config)
     note_machine(record, config)
 
     history = record["history"]
     cutouts = [cut_out for cut_out in get_cutouts(train_loader) if cut_out.enabled]
     untrained = copy.deepcopy(model.state_dict())
-    model.trained_in = run  # so that its figures do not replace those of another run
     try:
         for epoch in range(len(history["seconds"]), config.epochs):
             print(f"Epoch {epoch + 1}")
@@ -1190,8 +1190,6 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
             history["seconds"].append(seconds)
             history["lr"] += lrs
             save_checkpoint(parts, record, probe, config)
-            if epoch == 0:
-                tell_odd_answers(model, probe, config)
     except KeyboardInterrupt:
         trained = len(history["seconds"])
         is_saved = (config.output_dir / "checkpoint.pt").exists()
@@ -1200,13 +1198,14 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
             # the disk was too full, the model is all that there is.)
             model.load_state_dict(untrained, strict=False)
             model.was_trained = record["trained_before"]
-            model.trained_in = None
+        else:
+            mark_trained(model, run)
         print_interruption(trained, config)
         raise
     finally:
         for cut_out in cutouts:
             cut_out.enabled = True
-    model.was_trained = True
+    mark_trained(model, run)
     model.eval()  # ready to be used
     replace_file(config.output_dir / "model.pt", to_bytes(model.state_dict()))
     return History(history, config, run["transforms"])
@@ -1232,8 +1231,8 @@ def check_start(model: nn.Module, train_loader, config: Config) -> Tensor:
         run = describe_run(model, train_loader, config)
         refuse_other_run(run, read_run(config.output_dir), config)
     elif is_trained(model):
-        print("This model was trained before, and is trained on from there. For a fresh one, run")
-        print("the cell that makes the model, and then this one.")
+        print("This model was trained before, and goes on from its weights. If you do not want")
+        print("that, run the cell that makes the model, and then this one.")
     check_folder(config.output_dir)
     return images
 
@@ -1241,7 +1240,7 @@ def check_start(model: nn.Module, train_loader, config: Config) -> Tensor:
 def tell_plan(run: dict, max_lr: float):
     """Print how a run that begins is trained, and if its steps are few."""
     steps = run["number of steps"]
-    print(f"Training by {run['optimizer']}: {steps:,} steps, with a peak of {max_lr:.3g}")
+    print(f"Training with {run['optimizer']}: {steps:,} steps, peak learning rate {max_lr:.3g}")
     if steps < 80:
         print("So few steps teach little: take a smaller batch_size, or more epochs.")
 
@@ -1249,30 +1248,29 @@ def tell_plan(run: dict, max_lr: float):
 def tell_normalization(train_images: Tensor, test_images: Tensor, config: Config):
     """Tell if images of your own loaders were not normalised alike for training and testing, or
     otherwise than by config's mean and std, as their first batches (N, 3, H, W) show."""
-    if not train_images.is_floating_point() or not test_images.is_floating_point():
-        return  # training will say what is wrong
+    for images in (train_images, test_images):
+        if not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
+            return  # training will say what is wrong, if anything is
+        if len(images) < 32:
+            return  # so few may be dark or bright by chance
     train_images = train_images.cpu()
     test_images = test_images.cpu()
     shift = abs(train_images.mean() - test_images.mean()) / test_images.std()
     ratio = train_images.std() / test_images.std()
     if shift > 0.7 or not 0.6 < ratio < 1.6:
+        print("The first training and test images look very different:")
         for name, images in {"training": train_images, "test": test_images}.items():
-            print(f"The {name} images have mean {images.mean():.2f} and std {images.std():.2f}.")
-        print("Were both normalised alike? If not, the test accuracy is wrong.")
-    if test_images.ndim != 4 or test_images.shape[1] != 3:
-        return
+            print(f"    {name}: mean {images.mean():.2f}, std {images.std():.2f}")
+        print("Do both loaders normalise in the same way?")
     mean = torch.tensor(config.mean).view(3, 1, 1)
     std = torch.tensor(config.std).view(3, 1, 1)
     pictures = test_images * std + mean  # as they were: from 0 (black) to 1 (white)
     darkest = pictures.min().item()
     brightest = pictures.max().item()
     if darkest < -0.1 or brightest > 1.1 or brightest - darkest < 0.6:
-        print("By config's mean and std, the first test images were")
-        print(f"from {darkest:.2f} to {brightest:.2f}, where 0 is black and 1 is white. Were they")
-        print(
-            "normalised otherwise? Then give get_config that mean and std, or pictures have wrong"
-        )
-        print("colours, and plot_prediction answers wrongly.")
+        print("Your test loader seems to normalise otherwise than config.mean and config.std say.")
+        print("Give get_config its numbers: otherwise pictures have wrong colours, and")
+        print("plot_prediction may be wrong.")
 
 
 def tell_odd_answers(model: nn.Module, images: Tensor, config: Config):
@@ -1283,26 +1281,30 @@ def tell_odd_answers(model: nn.Module, images: Tensor, config: Config):
     if first is None or second is None:
         return
     if not torch.allclose(first, second, rtol=0.01, atol=0.01, equal_nan=True):
-        print("Asked twice, this model gives two answers, even in eval mode: in forward, F.dropout")
-        print("needs training=self.training (or use nn.Dropout).")
+        print("In eval mode, this model answers to the same images twice, and differently. Does")
+        print("forward call F.dropout? It needs training=self.training, or use nn.Dropout.")
     is_distribution = (first >= 0).all() and ((first.sum(-1) - 1).abs() < 0.01).all()
     if is_distribution:
         print("This model answers with probabilities: leave out the softmax at its end, since the")
-        print("loss takes one, too.")
+        print("loss applies one itself.")
 
 
 def tell_changed_code():
-    """Tell if a file of this project has changed since it was imported: the old code still runs."""
+    """Tell, once, if a file of this project has changed since it was imported, since the old code
+    still runs."""
+    if "IPython.extensions.autoreload" in sys.modules:  # it imports the new code
+        return
     for name, module in list(sys.modules.items()):
-        is_ours = name == "utils" or name.startswith("models.")
-        file = getattr(module, "__file__", None)
-        if not is_ours or not file or not os.path.exists(file):
+        if name != "utils" and not name.startswith("models."):
             continue
-        changed = os.path.getmtime(file)
-        if IMPORTED.setdefault(name, changed) != changed:
-            print(
-                f"{Path(file).name} has changed, but the code that was imported before still runs:"
-            )
+        file = getattr(module, "__file__", None)
+        if not file or not os.path.exists(file):
+            continue
+        content = Path(file).read_bytes()
+        key = name, id(module.__spec__)  # importlib.reload makes a new spec
+        if IMPORTED.setdefault(key, content) != content:
+            IMPORTED[key] = content
+            print(f"{Path(file).name} has changed, but the old code still runs:")
             print("restart the kernel, and run all cells.")
 
 
@@ -1351,6 +1353,23 @@ class History(dict):
         super().__init__(lists)
         self.config = config
         self.transforms = transforms
+
+
+def mark_trained(model: nn.Module, run: dict):
+    """Note at a model that its weights, as they are now, are those of a run."""
+    model.was_trained = True
+    model.trained_in = run, get_fingerprint(model)
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Return whether a model was trained, here or elsewhere."""
+    if getattr(model, "was_trained", False):
+        return True
+    for name, value in model.named_buffers():
+        # BatchNorm counts its batches in training. A few may be somebody's try.
+        if name.endswith("num_batches_tracked") and value > 10:
+            return True
+    return False
 
 
 def get_settings(config: Config) -> dict:
@@ -1567,8 +1586,7 @@ def load_result(model: nn.Module, config: Config) -> History:
             f"use utils.get_config('full', {name}={theirs[name]!r})."
         )
     load_weights(model, weights)
-    model.was_trained = True
-    model.trained_in = {"network": "models/resnet18.pt"}
+    mark_trained(model, {"weights": "models/resnet18.pt"})
     model.eval()
     print(f"These weights, of seed {row['seed']}, were measured: {row['accuracy']:.2f} %.")
     return History(row["history"], config)
@@ -1595,7 +1613,8 @@ def read_result(code: Path) -> tuple[dict, dict]:
     path = code / "models" / "resnet18.pt"
     if not path.exists():
         raise ValueError(
-            f"There are no weights in {describe_path(path)}: train a network of your own."
+            f"There are no weights in {describe_path(path)}, which keeps those of a ResNet18: "
+            "train one."
         )
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -1700,19 +1719,21 @@ def print_interruption(trained: int, config: Config):
 
 
 def get_commit() -> str | None:
-    """Return the code's commit, with "+changes" if files differ from it; None without git."""
+    """Return the last commit that changed a Python file, with "+changes" if any differs from it;
+    None without git, or without such a commit."""
     git = ["git", "-C", str(CODE)]
     # The folder may lie in another repository without being one.
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(CODE.parent)}
     options = {"env": environment, "capture_output": True, "text": True, "check": True}
     try:
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], **options).stdout.strip()
+        commit = subprocess.run([*git, "log", "-1", "--format=%h", "--", "*.py"], **options).stdout
         changes = subprocess.run(
             [*git, "status", "--short", "-uno", "--", "*.py"], **options
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}+changes" if changes else commit
+    commit = commit.strip() or None
+    return f"{commit}+changes" if commit and changes else commit
 
 
 def to_bytes(state: dict) -> bytes:
@@ -2043,17 +2064,6 @@ def plot_history(history: dict[str, list[float]], config: Config):
     show_figure(figure, title, "history", config)
 
 
-def is_trained(model: nn.Module) -> bool:
-    """Return whether a model was trained, here or elsewhere."""
-    if getattr(model, "was_trained", False):
-        return True
-    for name, value in model.named_buffers():
-        # BatchNorm counts its batches in training. A few may be somebody's try.
-        if name.endswith("num_batches_tracked") and value > 10:
-            return True
-    return False
-
-
 def tell_untrained(model: nn.Module, config: Config | None):
     """Tell if output_dir holds a run, but this model was neither trained nor loaded."""
     if config is None or is_trained(model) or not read_run(config.output_dir):
@@ -2066,16 +2076,16 @@ def tell_untrained(model: nn.Module, config: Config | None):
 def check_same_run(model: nn.Module | None, config: Config):
     """Raise ValueError if output_dir holds another run than the one in which fit_one_cycle has
     trained this model: its figures would replace those of that run."""
-    own = getattr(model, "trained_in", None)
     saved = read_run(config.output_dir)
-    if own is None or saved is None:
+    if saved is None or not hasattr(model, "trained_in"):
         return
+    own, fingerprint = model.trained_in
     changed = find_changes(saved["run"], own)
-    if changed:
+    if changed and fingerprint == get_fingerprint(model):  # no other weights were loaded since
         raise ValueError(
-            f"{describe_path(config.output_dir)} holds a run with another {', '.join(changed)} "
-            "than the run in which this model was trained: run the cells from the model to the "
-            "training again, or choose another output_dir."
+            f"This model is not from the run in {describe_path(config.output_dir)} (another "
+            f"{', '.join(changed)}). For that run's figures, run the cells from the model to the "
+            "training again; for this model's, choose another output_dir."
         )
 
 
@@ -2171,7 +2181,6 @@ def check_mistakes(misclassified: Misclassified, model: nn.Module | None, config
     """Raise ValueError if mistakes are of another model, another run, other settings, or other
     classes."""
     check_same_data(misclassified.config, config)
-    check_same_run(misclassified.model, config)
     check_labels(misclassified.labels, len(config.classes))
     check_labels(misclassified.predictions, len(config.classes), "prediction")
     if model and misclassified.fingerprint not in (None, get_fingerprint(model)):
@@ -2179,6 +2188,7 @@ def check_mistakes(misclassified: Misclassified, model: nn.Module | None, config
             "These are the mistakes of another model, or it was trained since: "
             "run the cell with get_misclassified again."
         )
+    check_same_run(misclassified.model, config)
 
 
 def check_count(count: int):

@@ -94,7 +94,8 @@ def main():
     repository = args.repository or find_repository(args.account) or current
     new = f"{args.account}/{repository}"
     for name, text in texts.items():
-        for pair in dict.fromkeys(pairs):
+        # Not those of the other file: a README may name its source, as the notebook still does.
+        for pair in dict.fromkeys(find_pairs(text) or pairs):
             text = replace_pair(text, pair, new)
         owner = r"<!-- begin: owner -->.*?<!-- end: owner -->(\r?\n)?"
         text = re.sub(owner, "", text, flags=re.DOTALL)

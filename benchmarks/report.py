@@ -121,7 +121,9 @@ def make_comparison(results: dict) -> str:
         own = [row for row in record if row["settings"] == settings]
         peaks = ", ".join(f"{row['max_lr']:.2g}" for row in own)
         own_rows.append(compare(f"ours, {say(settings)}, peak {peaks}", own))
-    head = ["the same network", "epochs", "one view", "mirrored views", "runs"]
+    is_same = not any("network" in row["settings"] for row in record)
+    title = "the same network" if is_same else "network"
+    head = [title, "epochs", "one view", "mirrored views", "runs"]
     return make_table(head, own_rows + rows)
 
 

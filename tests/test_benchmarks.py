@@ -423,6 +423,8 @@ def test_a_run_knows_the_commit_of_its_code(tmp_path, monkeypatch):
     (tmp_path / "notes.md").write_text("2")  # no code
     commit = utils.get_commit()
     assert re.fullmatch("[0-9a-f]{7,}", commit)
+    subprocess.run([*git, "commit", "-qam", "second"], cwd=tmp_path, check=True)
+    assert utils.get_commit() == commit, "the code is as it was"
     (tmp_path / "utils.py").write_text("2")
     assert utils.get_commit() == f"{commit}+changes"
 
@@ -772,6 +774,12 @@ def test_a_setting_that_this_code_does_not_know_is_no_matter_for_the_ladder(call
 def test_the_seed_to_train_next_is_one_that_is_not_there():
     rows = [make_record_row(seed=5), make_record_row(settings={"epochs": 40}, seed=8)]
     assert "--seeds 7`" in report.get_blocks({"record": rows})["check"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"network": "not ResNet18"}])
+def test_another_network_is_not_called_the_same(settings):
+    comparison = report.get_blocks({"record": [make_record_row(settings=settings)]})["comparison"]
+    assert ("the same network" in comparison) == (not settings)
 
 
 def test_muon_by_name_is_no_other_optimizer():
@@ -1449,6 +1457,18 @@ def test_a_notebook_of_another_owner_than_the_readme_is_filled_in(owner, root):
     (root / "S11.ipynb").write_text(text, encoding="utf-8")
     owner("ada")
     assert read_addresses(root) == fill_in("ada")
+
+
+def test_the_source_that_a_readme_names_stays(owner, root):
+    """The notebook still has the address that it was forked from, and the README names it."""
+    text = (root / "S11.ipynb").read_text(encoding="utf-8")
+    (root / "S11.ipynb").write_text(text.replace("OWNER/T", "grace/T"), encoding="utf-8")
+    credit = "The code is from https://github.com/grace/TSAI-S11."
+    readme = read_readme().replace("OWNER/T", "ada/T") + credit
+    (root / "README.md").write_text(readme, encoding="utf-8")
+    assert owner("ada").returncode == 0
+    assert credit in read_readme()
+    assert "grace" not in (root / "S11.ipynb").read_text(encoding="utf-8")
 
 
 def test_ends_of_lines_stay_as_they_are(owner, root):

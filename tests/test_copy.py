@@ -53,7 +53,7 @@ def change_notebook(path):
         for output in cell.get("outputs", []):
             if "text" in output:
                 output["text"] = [re.sub(r"\d\.\d\d", "7.77", line) for line in output["text"]]
-    assert changed == ["network", "parameters"]
+    assert {*changed} == {"network", "parameters"}
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

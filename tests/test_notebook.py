@@ -582,7 +582,10 @@ def test_a_mistake_is_told_in_words(change, check, words):
 STAND_IN = """
 def get_config(*args, **settings):
     print("PARAMETERS", args, settings)
+    folders.append(settings.get("output_dir"))
     return "quick"
+
+folders = []
 
 model = train_loader = test_loader = None
 
@@ -617,6 +620,11 @@ def test_nbval_is_red_where_something_is_wrong_and_nowhere_else(tmp_path):
         ("from utils import model, test_loader, train_loader", [], ""),
         ("history = utils.load_result(model, config)", [], ""),
         ("assert history['accuracy'] == 10", [], ""),
+        ('utils.get_config(output_dir="/content/drive/MyDrive/b")', [], "CIFAR-10\n"),
+        ("utils.get_config(output_dir=f'outputs/seed{1}')", [], "CIFAR-10\n"),
+        ("assert utils.folders[-2].endswith('/drive/MyDrive/b')", [], ""),
+        ("assert utils.folders[-1].endswith('/outputs/seed1')", [], ""),
+        ("assert utils.folders[-2].startswith(utils.folders[-1][:-13])", [], ""),  # of the tests
     )
     elsewhere = (
         ("from google.colab import drive\ndrive.mount('/content/drive')", [], "Mounted\n"),
@@ -630,6 +638,6 @@ def test_nbval_is_red_where_something_is_wrong_and_nowhere_else(tmp_path):
         ("utils.get_cnfig()", [], ""),
     )
     text = run_nbval(tmp_path, *fine, *elsewhere, *wrong)
-    assert "2 failed, 8 passed, 5 skipped" in text
-    assert re.findall(r"(?m)^FAILED \S+::(Cell \d+)", text) == ["Cell 13", "Cell 14"]
+    assert "2 failed, 13 passed, 5 skipped" in text
+    assert re.findall(r"(?m)^FAILED \S+::(Cell \d+)", text) == ["Cell 18", "Cell 19"]
     assert "get_cnfig" in text

@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import Mock
@@ -381,7 +382,9 @@ FIGURES = ("confusion matrix", "prediction", "mistakes", "gradcam")
 def test_the_figures_of_a_run_are_not_replaced_by_those_of_another(two_runs, name, shown):
     (_, model), (other, _) = two_runs
     before = read_folder(other.output_dir)
-    with pytest.raises(ValueError, match=r"seed1 holds a run with another seed[^\n]*output_dir"):
+    with pytest.raises(
+        ValueError, match=r"not from the run in [^\n]*seed1 \(another seed\)[^\n]*output_dir"
+    ):
         draw_figure(name, model, other)
     assert read_folder(other.output_dir) == before
 
@@ -398,6 +401,33 @@ def test_the_figures_of_a_run_are_drawn_with_its_model(two_runs, configure, tmp_
     loaded.load_state_dict(model.state_dict())
     draw_figure(name, loaded, config)
     assert len(shown) == 5
+
+
+def test_weights_of_a_run_may_be_loaded_into_the_model_of_another(two_runs, shown):
+    (_, model), (other, _) = two_runs
+    model.load_state_dict(torch.load(other.output_dir / "model.pt"))
+    draw_figure("prediction", model, other)
+    assert len(shown) == 1
+
+
+def test_the_model_of_a_run_stays_its_own_if_the_next_run_never_began(
+    two_runs, configure, shown, monkeypatch
+):
+    config, model = two_runs[0]
+    monkeypatch.setattr(utils, "train", Mock(side_effect=RuntimeError("out of memory")))
+    another = configure(seed=2, output_dir=config.output_dir / "next")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(another, model)
+    draw_figure("prediction", model, config)
+    assert len(shown) == 1
+
+
+def test_mistakes_that_are_left_of_another_run_are_told_as_such(two_runs):
+    (earlier, old_model), (config, model) = two_runs
+    _, test_loader = get_loaders(earlier)
+    mistakes = utils.get_misclassified(old_model, test_loader)
+    with pytest.raises(ValueError, match="get_misclassified again"):
+        utils.plot_gradcam(model, mistakes, config, target_layer=model[0])
 
 
 def test_loaders_may_be_those_of_an_earlier_run_with_the_same_images(two_runs):
@@ -437,17 +467,24 @@ def test_code_that_has_changed_since_it_was_imported_is_told(
 ):
     mine = ModuleType("models.mine")
     mine.__file__ = str(tmp_path / "mine.py")
-    Path(mine.__file__).write_text("old")
+    path = Path(mine.__file__)
+    path.write_text("old")
     monkeypatch.setitem(sys.modules, "models.mine", mine)
     monkeypatch.setattr(utils, "IMPORTED", {})
-    train_loader, test_loader = get_loaders(configure())
-    assert "restart" not in capsys.readouterr().out
-    os.utime(mine.__file__, (1, 1))
+    config = configure()
     told = r"mine\.py has changed[^.]*restart the kernel"
-    assert re.search(told, configure() and capsys.readouterr().out)
-    utils.fit_one_cycle(make_small_model(), train_loader, test_loader, 0.05, configure())
-    assert re.search(told, capsys.readouterr().out)
-    Path(mine.__file__).unlink()
+    assert "restart" not in capsys.readouterr().out
+    path.write_text("new")
+    fit(config)
+    assert len(re.findall(told, capsys.readouterr().out)) == 1
+    path.write_text("newer")
+    configure()
+    assert len(re.findall(told, capsys.readouterr().out)) == 1
+    configure()
+    path.write_text("newest")
+    mine.__spec__ = ModuleSpec("models.mine", None)  # it was reloaded
+    configure()
+    path.unlink()
     configure()
     assert "restart" not in capsys.readouterr().out
 
@@ -456,9 +493,9 @@ def test_code_that_has_changed_since_it_was_imported_is_told(
 def test_a_run_that_begins_tells_its_optimizer_and_its_peak(configure, capsys):
     config = configure(optimizer="adamw")
     stop_at_step(3, config)
-    assert "Training by adamw: 6 steps, with a peak of 0.05\n" in capsys.readouterr().out
+    assert "Training with adamw: 6 steps, peak learning rate 0.05\n" in capsys.readouterr().out
     fit(config)
-    assert "Training by" not in capsys.readouterr().out, "it tells what the run began with"
+    assert "Training with" not in capsys.readouterr().out, "it tells what the run began with"
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(39, True), (40, False)])
@@ -480,8 +517,8 @@ def get_own_loaders(config, scale_for_training=1.0, scale_for_testing=1.0, shift
     return loaders
 
 
-ALIKE = "normalised alike"
-OTHERWISE = "normalised otherwise"
+ALIKE = "normalise in the same way"
+OTHERWISE = "normalise otherwise"
 SCALES = {
     "as config says": ({}, []),
     "both to half of it": ({"scale_for_training": 0.5, "scale_for_testing": 0.5}, [OTHERWISE]),
