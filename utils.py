@@ -1281,8 +1281,8 @@ def tell_odd_answers(model: nn.Module, images: Tensor, config: Config):
     if first is None or second is None:
         return
     if not torch.allclose(first, second, rtol=0.01, atol=0.01, equal_nan=True):
-        print("In eval mode, this model answers to the same images twice, and differently. Does")
-        print("forward call F.dropout? It needs training=self.training, or use nn.Dropout.")
+        print("In eval mode, this model gave two different answers to the same images. Does")
+        print("forward call F.dropout? Write training=self.training there, or use nn.Dropout.")
     is_distribution = (first >= 0).all() and ((first.sum(-1) - 1).abs() < 0.01).all()
     if is_distribution:
         print("This model answers with probabilities: leave out the softmax at its end, since the")
