@@ -7,12 +7,13 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -306,6 +307,14 @@ def test_the_network_next_week_answers_as_the_notebook_does(tmp_path, monkeypatc
     logits, _ = utils.predict(model, [(images, torch.zeros(1, dtype=torch.int64))])
     torch.testing.assert_close(names["probabilities"], logits.softmax(1)[0], atol=1e-4, rtol=1e-3)
     assert tuple(names["classes"]) == config.classes
+
+    gradio = Mock()
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    exec(find_block("import gradio"), names)
+    answer = gradio.Interface.call_args.args[0]
+    upright = ImageOps.exif_transpose(Image.open("photo.jpg"))
+    expected = dict(zip(names["classes"], names["probabilities"].tolist(), strict=True))
+    assert answer(upright) == pytest.approx(expected)
 
 
 def test_a_folder_of_photos_is_trained_on(notebook, tmp_path):
