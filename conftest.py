@@ -19,9 +19,9 @@ os.environ.pop("MPLBACKEND", None)  # in a kernel, it would replace the inline f
 matplotlib.rcdefaults()  # whatever your matplotlibrc says
 matplotlib.use("agg")
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"  # the tests' own servers
-for name in ("FORCE_COLOR", "PY_COLORS", "PYTEST_ADDOPTS"):
-    os.environ.pop(name, None)
-for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # set where a hook of git runs tests
+COLORS = ("FORCE_COLOR", "PY_COLORS", "PYTEST_ADDOPTS")
+GIT = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set where a hook of git runs the tests
+for name in COLORS + GIT:
     os.environ.pop(name, None)
 
 # What a cell names that only its author's machine has: a Google Drive, other runs, a photo.

@@ -1682,14 +1682,18 @@ def ask(model: nn.Module, images: Tensor, config: Config) -> Tensor | None:
         return None
 
 
+def ask_twice(model: nn.Module, images: Tensor, config: Config) -> tuple:
+    """Return what ask returns, twice: a model that draws random numbers answers differently."""
+    with keep_random_state(config.device):
+        return ask(model, images, config), ask(model, images, config)
+
+
 def answers_alike(model: nn.Module, probe: dict, config: Config) -> bool:
     """Return False only if this is surely another network than the one that was saved: if it
     answers to the images of a probe twice alike, and otherwise than that one. A network that
     fails or answers by chance passes."""
     known = probe["answers"]
-    with keep_random_state(config.device):
-        first = ask(model, probe["images"], config)
-        second = ask(model, probe["images"], config)
+    first, second = ask_twice(model, probe["images"], config)
     if known is None or first is None or second is None:
         return True
     tolerance = 0.1 * known.abs().max()  # bfloat16 rounds otherwise than float32
@@ -2247,9 +2251,7 @@ def tell_normalization(train_images: Tensor, test_images: Tensor, config: Config
 
 def tell_odd_answers(model: nn.Module, images: Tensor, config: Config):
     """Tell if a model answers to images (N, C, H, W) with probabilities, or each time otherwise."""
-    with keep_random_state(config.device):
-        first = ask(model, images, config)
-        second = ask(model, images, config)
+    first, second = ask_twice(model, images, config)
     if first is None or second is None:
         return
     if not torch.allclose(first, second, rtol=0.01, atol=0.01, equal_nan=True):

@@ -224,8 +224,8 @@ def train(settings: dict, loader, held_out, config: utils.Config, row: dict) -> 
     if "max_lr" in settings:
         row["max_lr"] = settings["max_lr"]
     else:
-        row["finder"] = find_curve(model, loader, config)
-        curve = row["finder"]
+        curve = find_curve(model, loader, config)
+        row["finder"] = curve
         try:
             row["max_lr"] = utils.choose_peak(curve["lr"], curve["loss"], config.optimizer)
         except ValueError as error:  # even the smallest steps were too large

@@ -94,10 +94,8 @@ def main() -> int:
 
     is_right = compare(scores, row)
     if args.write and abs(scores["accuracy"] - row["accuracy"]) > FAR:
-        print(
-            "Nothing was written: these weights do not answer as in their run. Did it have another"
-        )
-        print("network, or did its own loader normalise otherwise than its config says?")
+        print("Nothing was written: these weights do not answer as in their run. Did it have")
+        print("another network, or did its own loader normalise otherwise than its config says?")
         return 1
     if args.write:
         common.add_row("record", row | scores, gone=[row])
