@@ -42,7 +42,9 @@ def describe(settings: dict) -> str:
 
 
 def to_words(name: str, value) -> str:
-    """Name one setting: "epochs 5", or "half size" if it is only on."""
+    """Name one setting: "epochs 5", "half size" if it is only on, or "peak 0.04"."""
+    if name == "max_lr":
+        return f"peak {value:.3g}"
     words = name.replace("_", " ")
     return words if value is True else f"{words} {value}"
 
@@ -69,6 +71,11 @@ def average(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.2f} %"
     return f"{mean(values):.2f} ± {stdev(values):.2f} %"
+
+
+def say_seconds(seconds: float) -> str:
+    """Return a time to three digits, or to the second: "1.05 s", "1,855 s"."""
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
 def make_table(head: list[str], rows: list[list[str]]) -> str:
@@ -120,7 +127,8 @@ def make_comparison(results: dict) -> str:
     for settings in find_other_optimizers(record):
         own = [row for row in record if row["settings"] == settings]
         peaks = ", ".join(f"{row['max_lr']:.2g}" for row in own)
-        own_rows.append(compare(f"ours, {say(settings)}, peak {peaks}", own))
+        others = {name: value for name, value in settings.items() if name != "max_lr"}
+        own_rows.append(compare(f"ours, {say(others)}, peak {peaks}", own))
     is_same = not any("network" in row["settings"] for row in record)
     title = "the same network" if is_same else "network"
     head = [title, "epochs", "one view", "mirrored views", "runs"]
@@ -153,12 +161,12 @@ def make_check(results: dict) -> str:
         if "weights" in row:
             return (
                 "**Check it yourself:** `.venv/bin/python -m benchmarks.verify` (on Colab, in "
-                "a new cell, `!python -m benchmarks.verify`) measures our weights, "
-                f"[models/resnet18.pt](models/resnet18.pt) (seed {row['seed']}), on the 10,000 "
-                "test images. It takes about three minutes on two CPU cores, and no GPU. "
+                "a new cell, `!python -m benchmarks.verify`) measures "
+                f"[our weights](models/resnet18.pt) (seed {row['seed']}) on the 10,000 test "
+                "images, in three minutes on two CPU cores. "
                 'In the notebook, with `profile="full"`, the line '
                 "`history = utils.load_result(model, config)` in place of the LR finder and the "
-                "training shows our mistakes and GradCAM without a GPU, too."
+                "training shows our mistakes and GradCAM, without a GPU, too."
             )
     if record and "network" in record[0]["settings"]:
         return (
@@ -185,7 +193,7 @@ def make_results(results: dict) -> str:
         for name in ("accuracy", "mirrored_accuracy", "without_near_duplicates"):
             cells.append(f"{row[name]:.2f} %" if name in row else "\u2013")
         machine = re.sub(r"\+\w+\)", ")", row["machine"])  # without the build of PyTorch
-        cells += [f"{median(row['history']['seconds']):.3g} s", machine]
+        cells += [say_seconds(median(row["history"]["seconds"])), machine]
         rows.append(cells)
     return make_table(head, rows)
 
@@ -249,7 +257,7 @@ def make_speed(results: dict) -> str:
     rows = []
     for row in results.get("speed", []):
         ratio = row["plain"] / row["ours"]
-        seconds = [f"{row['plain']:.3g} s", f"{row['ours']:.3g} s"]
+        seconds = [say_seconds(row["plain"]), say_seconds(row["ours"])]
         rows.append([row["what"], *seconds, f"**{ratio:.1f} x**", row["machine"]])
     return make_table(["what", "plain", "ours", "ratio", "machine"], rows)
 

@@ -713,6 +713,22 @@ def test_the_comparison_shows_other_optimizers_too():
     assert lines[4].startswith("| [cifar10-zoo]")
 
 
+def test_a_peak_of_ones_own_is_told_once():
+    row = make_record_row(settings={"optimizer": "sgd", "max_lr": 0.03})
+    blocks = report.get_blocks({"record": [make_record_row(), row]})
+    assert "| ours, SGD, peak 0.03 |" in blocks["comparison"]
+    assert "| SGD, peak 0.03 |" in blocks["results"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.12345, "0.123 s"), (7.254, "7.25 s"), (276.4, "276 s"), (1855.4, "1,855 s")],
+)
+def test_times_are_told_as_people_write_them(seconds, told):
+    row = make_record_row(history={"seconds": [seconds]})
+    assert f"| {told} |" in report.get_blocks({"record": [row]})["results"]
+
+
 def test_the_page_says_how_to_check_the_number_once_there_are_weights():
     rows = [make_record_row(), make_record_row(seed=1, weights="0" * 64)]
     check = report.get_blocks({"record": rows})["check"]
