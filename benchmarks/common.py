@@ -43,6 +43,11 @@ def read_results() -> dict[str, list[dict]]:
         )
 
 
+def say_seconds(seconds: float) -> str:
+    """Return a time to three digits, or to the second: "1.05 s", "1,855 s"."""
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
+
+
 def add_row(part: str, row: dict, gone=()):
     """Add a row in place of those that are gone; it gets today's date, unless it has one."""
     path = ROOT / "results.json"

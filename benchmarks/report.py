@@ -66,16 +66,16 @@ def say(settings: dict) -> str:
     return ", ".join(WORDS.get(word, word) for word in words) or "default settings"
 
 
+def leave_out_peak(settings: dict) -> dict:
+    """Return settings without the peak, which is told beside them."""
+    return {name: value for name, value in settings.items() if name != "max_lr"}
+
+
 def average(values: list[float]) -> str:
     """Return mean and standard deviation of percentages: "95.01 ± 0.12 %"."""
     if len(values) == 1:
         return f"{values[0]:.2f} %"
     return f"{mean(values):.2f} ± {stdev(values):.2f} %"
-
-
-def say_seconds(seconds: float) -> str:
-    """Return a time to three digits, or to the second: "1.05 s", "1,855 s"."""
-    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
 def make_table(head: list[str], rows: list[list[str]]) -> str:
@@ -127,8 +127,8 @@ def make_comparison(results: dict) -> str:
     for settings in find_other_optimizers(record):
         own = [row for row in record if row["settings"] == settings]
         peaks = ", ".join(f"{row['max_lr']:.2g}" for row in own)
-        others = {name: value for name, value in settings.items() if name != "max_lr"}
-        own_rows.append(compare(f"ours, {say(others)}, peak {peaks}", own))
+        name = f"ours, {say(leave_out_peak(settings))}, peak {peaks}"
+        own_rows.append(compare(name, own))
     is_same = not any("network" in row["settings"] for row in record)
     title = "the same network" if is_same else "network"
     head = [title, "epochs", "one view", "mirrored views", "runs"]
@@ -193,7 +193,7 @@ def make_results(results: dict) -> str:
         for name in ("accuracy", "mirrored_accuracy", "without_near_duplicates"):
             cells.append(f"{row[name]:.2f} %" if name in row else "\u2013")
         machine = re.sub(r"\+\w+\)", ")", row["machine"])  # without the build of PyTorch
-        cells += [say_seconds(median(row["history"]["seconds"])), machine]
+        cells += [common.say_seconds(median(row["history"]["seconds"])), machine]
         rows.append(cells)
     return make_table(head, rows)
 
@@ -226,11 +226,10 @@ def group_sweep(results: dict) -> dict[str, dict[float, list]]:
     groups = {}
     diverged = []
     for row in results.get("sweep", []):
-        others = {name: value for name, value in row["settings"].items() if name != "max_lr"}
         max_lr = row.get("max_lr", row["settings"].get("max_lr"))
         if max_lr is None:  # it diverged before there was a peak
             continue
-        setting = describe(others)
+        setting = describe(leave_out_peak(row["settings"]))
         peak = float(f"{max_lr:.2g}")
         if row.get("diverged"):
             diverged.append((setting, peak))
@@ -257,7 +256,7 @@ def make_speed(results: dict) -> str:
     rows = []
     for row in results.get("speed", []):
         ratio = row["plain"] / row["ours"]
-        seconds = [say_seconds(row["plain"]), say_seconds(row["ours"])]
+        seconds = [common.say_seconds(row["plain"]), common.say_seconds(row["ours"])]
         rows.append([row["what"], *seconds, f"**{ratio:.1f} x**", row["machine"]])
     return make_table(["what", "plain", "ours", "ratio", "machine"], rows)
 

@@ -126,7 +126,8 @@ def compare(what: str, plain_call: Callable, our_call: Callable, config: utils.C
     commit = utils.get_commit()
     plain = measure(plain_call)
     ours = measure(our_call)
-    print(f"{what}: plain {plain:.3g} s, ours {ours:.3g} s, {plain / ours:.1f} x")
+    times = f"plain {common.say_seconds(plain)}, ours {common.say_seconds(ours)}"
+    print(f"{what}: {times}, {plain / ours:.1f} x")
 
     machine = f"{utils.describe_machine(config)}, {os.cpu_count()} cores"
     same = {"what": what, "machine": machine}
